@@ -1,0 +1,68 @@
+"""Paired bootstrap over scenes: is the difference between two evaluations more than luck of the draw?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gvcot.errors import DataError
+
+
+class Difference(NamedTuple):
+    """Of one metric, after minus before, over the scenes that have both."""
+
+    before: float
+    after: float
+    low: float
+    """Lower end of the 95 % interval of the difference."""
+
+    high: float
+    """Its upper end."""
+
+
+def paired(before_B: np.ndarray, after_B: np.ndarray, *, draws: int = 4000, seed: int = 0) -> Difference:
+    """Percentile bootstrap of the mean paired difference, resampling scenes (Efron and Tibshirani, 1993, ch. 13).
+
+    Args:
+        before_B, after_B: one value per scene, in the same order; NaN where missing.
+        draws: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        DataError: different numbers of scenes, or no scene that has both.
+    """
+    if len(before_B) != len(after_B):
+        raise DataError(f"paired values must be of the same scenes; got {len(before_B)} and {len(after_B)}")
+    both_B = np.isfinite(before_B) & np.isfinite(after_B)
+    if not both_B.any():
+        raise DataError("no scene has a value both before and after")
+    delta_B = after_B[both_B] - before_B[both_B]
+    rows = np.random.default_rng(seed).integers(len(delta_B), size=(draws, len(delta_B)))
+    low, high = np.quantile(delta_B[rows].mean(1), [0.025, 0.975])
+    return Difference(
+        float(before_B[both_B].mean()), float(after_B[both_B].mean()), float(low), float(high)
+    )
+
+
+def read_values(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """(sample ids, metric -> per-scene values) of an evaluation's JSON."""
+    samples = json.loads(path.read_text())["samples"]
+    values = {k: np.array([np.nan if v is None else v for v in row]) for k, row in samples["values"].items()}
+    return samples["id"], values
+
+
+def compare(before: Path, after: Path, metrics: Sequence[str]) -> dict[str, Difference]:
+    """Paired differences of two evaluation files, metric by metric.
+
+    Raises:
+        DataError: the files are of different scenes.
+    """
+    ids_before, values_before = read_values(before)
+    ids_after, values_after = read_values(after)
+    if ids_before != ids_after:
+        raise DataError(f"{before} and {after} are not of the same scenes; evaluate both on one split")
+    return {m: paired(values_before[m], values_after[m]) for m in metrics if m in values_before}

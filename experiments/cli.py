@@ -1,0 +1,184 @@
+"""The `gvcot` command. Heavy modules are imported inside the commands, so that `gvcot --help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gvcot.errors import GvcotError
+
+app = typer.Typer(
+    name="gvcot",
+    help="Train, evaluate and use visual chain-of-thought image editors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at the procedural editing world.", no_args_is_help=True)
+rewards_app = typer.Typer(help="The built-in rewards.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(rewards_app, name="rewards")
+
+
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: optim.lr=1e-4")
+]
+Resume = Annotated[Literal["auto", "never"], typer.Option(help="Continue a run that exists, or refuse to.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the full configuration and stop.")]
+RunFolder = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/<name of the recipe>.")]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command line. What a user can mend is printed without a traceback; exit code 2."""
+    try:
+        app(args=argv)
+    except GvcotError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+
+
+@app.command()
+def quickstart(overrides: Overrides = None, run_dir: RunFolder = None) -> None:
+    """Improve the shipped tiny model by RL on this machine's CPU, and compare it before and after."""
+    from experiments.quickstart import run_quickstart
+
+    run_quickstart(run_dir, overrides or [])
+
+
+@app.command()
+def sft(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = "auto",
+    run_dir: RunFolder = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Supervised fine-tuning: one stage of the warm start."""
+    from experiments.launch import run_sft
+
+    run_sft(_named("sft", recipe), overrides or [], resume=resume, dry_run=dry_run, run_dir=run_dir)
+
+
+@app.command()
+def rl(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = "auto",
+    run_dir: RunFolder = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Reinforcement learning with the recipe's rewards."""
+    from experiments.launch import run_rl
+
+    run_rl(_named("rl", recipe), overrides or [], resume=resume, dry_run=dry_run, run_dir=run_dir)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its newest model).")],
+    overrides: Overrides = None,
+    split: Annotated[Literal["val", "bench"], typer.Option(help="For tuning, or for claims.")] = "bench",
+    dry_run: DryRun = False,
+) -> None:
+    """Measure a model: where it draws its reasoning, and what it edits."""
+    from experiments.launch import run_eval
+
+    run_eval(checkpoint, overrides or [], split=split, dry_run=dry_run)
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="The image to edit.")],
+    instruction: Annotated[str, typer.Argument(help='What to do, e.g. "remove the red circle".')],
+    checkpoint: Annotated[Path | None, typer.Option(help="A model folder; default: the shipped one.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the reasoning image and the edit.")] = Path("edit"),
+) -> None:
+    """Edit one image: saves the reasoning image, the region read from it, and the edit."""
+    from experiments.edit import run_edit
+
+    run_edit(image, instruction, checkpoint, out)
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+) -> None:
+    """Write report.html into each run folder: results, curves, pictures, configuration."""
+    from experiments.report import build_report
+
+    for run_dir in run_dirs:
+        typer.echo(build_report(run_dir))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation and machine; exit code 1 if something is wrong."""
+    from rich.console import Console
+
+    from experiments.doctor import run_checks, table
+
+    checks = run_checks()
+    Console().print(table(checks))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@data_app.command("show")
+def data_show(
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("scenes.png"),
+    split: Annotated[Literal["train", "val", "bench"], typer.Option(help="Which scenes.")] = "train",
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+    size: Annotated[int, typer.Option(help="Pixels per side.")] = 64,
+) -> None:
+    """Draw scenes with their instruction, region and target into one picture."""
+    from gvcot.data import scenes
+    from gvcot.data.show import contact_sheet
+
+    samples = [scenes.generate(seed, i, split=split, size=size, tasks=task or None) for i in range(count)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(samples).save(out)
+    typer.echo(out)
+
+
+@rewards_app.command("list")
+def rewards_list() -> None:
+    """Name the built-in rewards."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gvcot import plugins
+
+    table = Table("name", "what it scores")
+    for name in plugins.names("reward"):
+        doc = plugins.resolve("reward", name).__doc__ or ""
+        table.add_row(name, doc.strip().partition("\n")[0])
+    Console().print(table)
+
+
+@rewards_app.command("describe")
+def rewards_describe(
+    name: Annotated[str, typer.Argument(help='A built-in name or "package.module:Class".')],
+) -> None:
+    """Explain one reward: its definition, its options and what it needs."""
+    import inspect
+
+    from gvcot import plugins
+
+    cls = plugins.resolve("reward", name)
+    typer.echo(f"{name}{inspect.signature(cls)}\n\n{inspect.getdoc(cls)}")
+
+
+def _named(group: str, recipe: str) -> str:
+    """`tiny` -> `rl/tiny`; files and full names stay as they are."""
+    is_file = recipe.endswith((".yaml", ".yml"))
+    return recipe if is_file or recipe.startswith(f"{group}/") else f"{group}/{recipe}"
+
+
+if __name__ == "__main__":
+    main()

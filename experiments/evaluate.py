@@ -1,0 +1,187 @@
+"""Evaluation of a model on a split of Scenes, with its pictures and per-sample results.
+
+    evals/<name>.step_<N>.json    {"name", "step", "metrics": means, "samples": per-sample values}
+
+Legend: B samples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gvcot.chain import CHAINS, Chain
+from gvcot.data import scenes
+from gvcot.data.images import to_uint8
+from gvcot.data.show import drawn_sheet
+from gvcot.model.pretrained import Pretrained, load_pretrained
+from gvcot.run_dir import write_atomic
+from gvcot.tracking import Tracker
+from gvcot.types import ChainConfig, EditSample
+from rewards.base import Reward
+from rewards.config import RewardConfig
+from rewards.registry import build_rewards
+from rl import probes
+from rl.scoring import provides
+from sft.config import SFTConfig
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalRunConfig:
+    """What `gvcot eval` does."""
+
+    split: str = "bench"
+    """"val" for tuning, "bench" for claims."""
+
+    num_samples: int | None = None
+    """Scenes; None: the whole split."""
+
+    num_steps: tuple[int, ...] = (8, 50)
+    """ODE steps per image; the model is evaluated at each."""
+
+    shift: float = 1.0
+    """Shift of the sampling grid; as in training."""
+
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    size: int = 64
+    seed: int = 0
+    batch: int = 64
+    threads: int = 0
+    """Torch threads; 0: all cores."""
+
+    out: str | None = None
+    """Folder for the JSON and panels; None: `evals/` beside the model."""
+
+
+STANDARD_REWARDS = ("mask_iou", "edit_accuracy", "preservation", "format")
+"""Scored at every evaluation of a supervised stage, as far as the chain allows."""
+
+PANEL_ROWS = 12
+"""Samples on a panel."""
+
+
+def standard_rewards(chain: Chain) -> dict[str, Reward]:
+    """The standard rewards that a chain can be scored with."""
+    given = provides(chain)
+    built = build_rewards(
+        {name: RewardConfig(type=name) for name in STANDARD_REWARDS}, given | {p.name for p in CHAINS["gvcot"].phases}
+    )
+    return {name: reward for name, reward in built.items() if reward.requires <= given}
+
+
+class StageEvaluator:
+    """Evaluates a supervised stage while it trains: called with the averaged model and the step."""
+
+    def __init__(self, config: SFTConfig, run: Path, tracker: Tracker) -> None:
+        self._config, self._run, self._tracker = config, run, tracker
+        options = config.eval
+        size = config.model.image_size
+        self._samples = scenes.samples(options.split, range(options.num_samples), size=size)
+
+    def __call__(self, policy: Pretrained, step: int) -> dict[str, float]:
+        options = self._config.eval
+        chain_config = ChainConfig(name=options.chain, feedback=self._config.feedback)
+        chain = Chain(chain_config, policy.tokenizer, has_vit=policy.model.config.vit is not None)
+        rewards = standard_rewards(chain)
+        result = probes.evaluate(
+            policy,
+            chain,
+            rewards,
+            self._samples,
+            num_steps=options.num_steps,
+            shift=options.shift,
+            seed=self._config.seed,
+            probes=False,
+        )
+        return record(self._run, self._tracker, options.split, step, result, self._samples, list(rewards))
+
+
+def record(
+    run: Path,
+    tracker: Tracker,
+    name: str,
+    step: int,
+    result: probes.Evaluation,
+    samples: Sequence[EditSample],
+    rewards: Sequence[str],
+) -> dict[str, float]:
+    """Write the evaluation's JSON and panel, and return its metrics under "eval/..." names."""
+    metrics = probes.summary(result, samples, rewards)
+    write_evaluation(run, name, step, metrics, result, samples)
+    images = {phase: to_uint8(image[:PANEL_ROWS]) for phase, image in result.images.items()}
+    sheet = drawn_sheet(samples[:PANEL_ROWS], images)
+    tracker.images(step, f"eval/{name}", np.asarray(sheet))
+    return {f"eval/{key}": value for key, value in metrics.items()}
+
+
+def write_evaluation(
+    run: Path,
+    name: str,
+    step: int,
+    metrics: Mapping[str, float],
+    result: probes.Evaluation,
+    samples: Sequence[EditSample],
+) -> None:
+    """`evals/<name>.step_<N>.json` with means and per-sample values; missing scores are null."""
+    folder = run / "evals"
+    folder.mkdir(exist_ok=True)
+    values = {key: [None if math.isnan(v) else round(v, 5) for v in row.tolist()] for key, row in result.values.items()}
+    content = {
+        "name": name,
+        "step": step,
+        "metrics": {k: (None if math.isnan(v) else v) for k, v in metrics.items()},
+        "samples": {
+            "id": [s.sample_id for s in samples],
+            "task": [s.task for s in samples],
+            "referral": [s.referral for s in samples],
+            "values": values,
+        },
+    }
+    write_atomic(folder / f"{name}.step_{step}.json", json.dumps(content) + "\n")
+
+
+
+def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, float]]:
+    """Evaluate a checkpoint folder at each number of steps; prints a table, writes JSON and a panel."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    policy = load_pretrained(folder)
+    chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
+    rewards = standard_rewards(chain)
+    length = scenes.length(config.split)
+    samples = scenes.samples(config.split, range(config.num_samples or length), size=config.size)
+    out = folder if config.out is None else Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, dict[str, float]] = {}
+    for num_steps in config.num_steps:
+        result = probes.evaluate(
+            policy,
+            chain,
+            rewards,
+            samples,
+            num_steps=num_steps,
+            shift=config.shift,
+            seed=config.seed,
+            batch=config.batch,
+        )
+        name = f"{config.split}-{num_steps}steps"
+        metrics[name] = probes.summary(result, samples, list(rewards))
+        write_evaluation(out, name, 0, metrics[name], result, samples)
+        images = {phase: to_uint8(image[:PANEL_ROWS]) for phase, image in result.images.items()}
+        drawn_sheet(samples[:PANEL_ROWS], images).save(out / "evals" / f"{name}.png")
+    print_table(metrics)
+    return metrics
+
+
+def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """One row per metric, one column per evaluation."""
+    table = Table("metric", *metrics)
+    for key in next(iter(metrics.values())):
+        table.add_row(key, *(f"{values[key]:.4f}" for values in metrics.values()))
+    Console().print(table)

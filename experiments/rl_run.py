@@ -1,0 +1,175 @@
+"""An RL run with its workers, evaluations, panels and progress bar: what `rl.train.train` is handed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensordict import TensorDict
+
+from experiments.evaluate import record
+from gvcot.chain import Chain
+from gvcot.config import flatten, to_dict
+from gvcot.data import scenes
+from gvcot.data.images import to_uint8
+from gvcot.data.show import drawn_sheet
+from gvcot.model.tokenizer import WordTokenizer
+from gvcot.run_dir import RunDir
+from gvcot.tracking import Tracker
+from gvcot.types import EditSample
+from rewards.registry import build_rewards
+from rl import cluster
+from rl.config import RLConfig
+from rl.probes import Evaluation
+from rl.scoring import provides
+from rl.train import train
+from rl.worker import PolicyWorker
+
+PANEL_PROMPTS = 4
+"""Prompts on a panel of training rollouts, with two of their chains each."""
+
+
+def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> None:
+    """Start workers, train (or go on), export the averaged policy to `run/final`.
+
+    Args:
+        model: checkpoint folder to start from.
+
+    Raises:
+        ConfigError, ResourceError, CheckpointError, RewardError: see the parts.
+    """
+    options = config.cluster
+    chain = Chain(config.chain, WordTokenizer(), has_vit=True)
+    rewards = build_rewards(config.rewards, provides(chain))
+    phases = [phase.name for phase in chain.phases]
+    cluster.start(
+        options.num_workers,
+        options.cpus_per_worker,
+        gpus_per_worker=options.gpus_per_worker,
+        address=options.address,
+    )
+    try:
+        policy = cluster.worker_group(
+            PolicyWorker,
+            options.num_workers,
+            config,
+            cpus_per_worker=options.cpus_per_worker,
+            use_gpu=options.gpus_per_worker > 0,
+        )
+        policy.load(str(model.resolve()))
+        newest = run.latest_checkpoint()
+        if newest is not None:
+            policy.restore(str(newest.path.resolve()))
+        tracker.layout(layout(config, phases))
+        evaluator = PolicyEvaluator(config, policy, run, tracker)
+        with progress_bar() as bar:
+            watcher = Watcher(config, run, tracker, bar, start=run.resume_step)
+            reaches = [reward.reaches for reward in rewards.values()]
+            train(config, policy, reaches, phases, run, tracker, evaluator, watcher)
+        account = {"config": to_dict(config), "metrics": evaluator.latest}
+        policy.export(str((run.path / "final").resolve()), account)
+        tracker.hparams(flatten(to_dict(config)), evaluator.latest)
+    finally:
+        cluster.stop()
+
+
+class PolicyEvaluator:
+    """Evaluates the averaged policy on all workers; called with the step."""
+
+    def __init__(self, config: RLConfig, policy: cluster.WorkerGroup, run: RunDir, tracker: Tracker) -> None:
+        self._config, self._policy, self._run, self._tracker = config, policy, run, tracker
+        options = config.eval
+        self._samples = scenes.samples(options.split, range(options.num_samples), size=config.data.size)
+        self.latest: dict[str, float] = {}
+
+    def __call__(self, step: int) -> dict[str, float]:
+        num, workers = len(self._samples), self._config.cluster.num_workers
+        index = torch.arange(num + -num % workers).clamp_max(num - 1)
+        rows = self._policy.evaluate(TensorDict({"index": index}, batch_size=[len(index)]))[:num]
+        result = Evaluation(values=dict(rows["values"].items()), images=dict(rows["images"].items()))
+        rewards = list(self._config.rewards)
+        name = self._config.eval.split
+        self.latest = record(self._run.path, self._tracker, name, step, result, self._samples, rewards)
+        return self.latest
+
+
+class Watcher:
+    """Progress bar, panels and rollout tables of training steps."""
+
+    def __init__(self, config: RLConfig, run: RunDir, tracker: Tracker, bar: Progress, start: int) -> None:
+        self._config, self._run, self._tracker, self._bar = config, run, tracker, bar
+        self._task = bar.add_task("RL", total=config.steps, completed=start)
+
+    def __call__(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> None:
+        """After each step: its chains, their scores and the step's scalars."""
+        shown = "  ".join(f"{name} {metrics[f'reward/{name}']:.3f}" for name in self._config.rewards)
+        self._bar.update(self._task, completed=step, description=shown)
+        if self._config.panel_every and step % self._config.panel_every == 0:
+            samples = [self._sample(int(i)) for i in chains["index"]]
+            self._panel(step, chains, samples)
+            self._table(step, scores, samples)
+
+    def _panel(self, step: int, chains: TensorDict, samples: list[EditSample]) -> None:
+        group = self._config.group_size
+        rows = [p * group + g for p in range(min(PANEL_PROMPTS, self._config.prompts_per_step)) for g in (0, 1)]
+        images = {str(name): to_uint8(image[rows]) for name, image in chains["images"].items()}
+        sheet = drawn_sheet([samples[i] for i in rows], images)
+        self._tracker.images(step, "rollout/chains", np.asarray(sheet))
+
+    def _table(self, step: int, scores: TensorDict, samples: list[EditSample]) -> None:
+        """`rollouts/step_<N>.parquet`: one row per chain."""
+        folder = self._run.path / "rollouts"
+        folder.mkdir(exist_ok=True)
+        columns: dict[str, list[object]] = {
+            "sample": [s.sample_id for s in samples],
+            "instruction": [s.instruction for s in samples],
+        }
+        for name in self._config.rewards:
+            valid = scores["valid", name].tolist()
+            raw = scores["raw", name].tolist()
+            columns[name] = [r if v else None for r, v in zip(raw, valid, strict=True)]
+        pq.write_table(pa.table(columns), folder / f"step_{step}.parquet")
+
+    def _sample(self, index: int) -> EditSample:
+        data = self._config.data
+        return scenes.generate(data.seed, index, split="train", size=data.size, tasks=data.tasks)
+
+
+def progress_bar() -> Progress:
+    """Steps done, rewards of the latest one, elapsed time and ETA."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+
+
+def layout(config: RLConfig, phases: list[str]) -> dict[str, dict[str, list[str]]]:
+    """TensorBoard's custom-scalars page: what one looks at first."""
+    rewards = list(config.rewards)
+    return {
+        "rewards": {
+            "training rollouts": [f"reward/{name}$" for name in rewards],
+            f"evaluation on {config.eval.split}": [f"eval/{name}$" for name in rewards],
+            "groups without a signal": [f"reward_zero_std/{name}$" for name in rewards],
+        },
+        "policy": {
+            "clip fraction": [f"policy/{p}/clip_fraction_(high|low)$" for p in phases],
+            "KL to the sampling policy": [f"policy/{p}/kl_old$" for p in phases],
+            "rollout-replay gap": [f"rollout/{p}/logprob_gap$" for p in phases],
+        },
+        "hacking watch": {
+            "reward of the unedited source": [f"canary/unedited/{name}$" for name in rewards],
+            "painted / true area": ["canary/area_ratio$"],
+            "overlay colour in the edit": ["canary/overlay_leak$"],
+            "edit after another's reasoning": ["eval/probe/shuffled_x_cot/.*"],
+        },
+    }
+

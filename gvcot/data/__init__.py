@@ -1,0 +1,1 @@
+"""Where editing samples come from."""

@@ -1,0 +1,62 @@
+"""Between uint8 images and the float tensors that the model works on.
+
+Legend: B images, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from gvcot.errors import DataError
+
+
+def to_tensor(images_HW3: Sequence[np.ndarray]) -> Tensor:
+    """uint8 RGB images of one size -> float32 (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        DataError: not uint8 RGB, or sizes differ.
+    """
+    shapes = {(i.shape, str(i.dtype)) for i in images_HW3}
+    if len(shapes) != 1:
+        raise DataError(f"images of one batch must share one size and type; got {sorted(shapes)}: resize them")
+    stacked = np.stack(images_HW3)
+    if stacked.dtype != np.uint8 or stacked.ndim != 4 or stacked.shape[-1] != 3:
+        raise DataError(f"expected uint8 RGB images (H, W, 3); got {next(iter(shapes))}: convert with .convert('RGB')")
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images_B3HW: Tensor) -> np.ndarray:
+    """Float images in [-1, 1] -> uint8 (B, H, W, 3), rounded and clipped."""
+    scaled = images_B3HW.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def read_image(path: Path, *, multiple: int) -> np.ndarray:
+    """Read an image file as uint8 RGB (H, W, 3).
+
+    Args:
+        path: any format that Pillow reads.
+        multiple: both sides must be divisible by this many pixels.
+
+    Raises:
+        DataError: the file is missing, unreadable, or of a size that the model cannot take.
+    """
+    try:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"cannot read the image {path}: {error}. Expected a PNG, JPEG or WebP file") from error
+    width, height = rgb.size
+    if width % multiple or height % multiple:
+        best = (round(width / multiple) * multiple or multiple, round(height / multiple) * multiple or multiple)
+        raise DataError(
+            f"{path} is {width}x{height} px; both sides must be divisible by {multiple}: "
+            f"resize it, e.g. to {best[0]}x{best[1]}"
+        )
+    return np.asarray(rgb, dtype=np.uint8)

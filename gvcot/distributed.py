@@ -1,0 +1,215 @@
+"""The one door to FSDP2: sharding a model over workers, and gathering what checkpoints and exports need.
+
+Every function below works on plain and on sharded models alike, at any number of workers. Functions marked
+*collective* must be called by every worker, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grad_norm_
+
+from gvcot.errors import CheckpointError
+
+OptimizerState = dict[str, dict[str, Tensor]]
+"""Parameter name -> {"exp_avg": ..., "exp_avg_sq": ..., "step": ...}, all full-size CPU tensors."""
+
+
+def init_process_group(device_type: str | None = None) -> DeviceMesh:
+    """Join the workers named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without these, be alone.
+
+    Args:
+        device_type: "cpu" (gloo) or "cuda" (NCCL, on the device LOCAL_RANK); by default cuda if there is one.
+
+    Returns:
+        A one-dimensional mesh over all workers, its dimension named "policy". *Collective.*
+    """
+    device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+    return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("policy",))
+
+
+def shard(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    blocks: Iterable[nn.Module],
+    *,
+    forward_methods: Sequence[str] = ("prefill", "velocity"),
+    compute_dtype: torch.dtype | None = None,
+) -> None:
+    """Shard the parameters over the mesh, in place: each block on its own, then the rest with the root.
+
+    Call it before the optimizer is built: parameters become DTensors, whose master copy keeps its dtype. With
+    one worker this changes nothing. *Collective.*
+
+    Args:
+        blocks: the decoder layers; each is gathered just before it is used.
+        forward_methods: methods of the model other than `forward` that compute with its parameters.
+        compute_dtype: dtype of the gathered parameters and activations, e.g. bfloat16; None keeps the
+            master's. Gradients are always reduced in fp32.
+    """
+    if mesh.size() == 1:
+        return
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for method in forward_methods:
+        register_fsdp_forward_method(model, method)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Keep parameters gathered between calls, inside the block.
+
+    Sampling then gathers each layer once instead of once per denoising step, for the memory of the unsharded
+    model meanwhile. *Collective.*
+    """
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+            # the root's parameters stay gathered between forward and backward, as FSDP2 does by default
+            module.set_reshard_after_forward(module is not model, recurse=False)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradients so that their global 2-norm is at most `max_norm`. *Collective.*
+
+    Returns:
+        The norm before clipping, over all parameters and workers; not finite if a gradient isn't.
+    """
+    norm = clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm)
+    return float(_full(norm))
+
+
+def full_state_dict(model: nn.Module, *, on_all_ranks: bool = False) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, gathered to full-size CPU tensors. *Collective.*
+
+    Args:
+        on_all_ranks: by default rank 0 gets the result and the others an empty dict.
+    """
+    keep = on_all_ranks or _rank() == 0
+    return {name: value for name, value in _gather(model.state_dict(), keep) if keep}
+
+
+def load_full_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load full-size tensors, which every worker holds, into a plain or sharded model; no communication.
+
+    Raises:
+        CheckpointError: on missing, unknown or misshaped tensors; the model is then unchanged.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    misshaped = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or extra or misshaped:
+        raise CheckpointError(
+            f"the state doesn't fit the model: missing {missing[:5]}, unknown {extra[:5]}, of other shape "
+            f"{sorted(misshaped)[:5]} ({len(missing)}, {len(extra)}, {len(misshaped)} in all). "
+            "Resume with the configuration that wrote it."
+        )
+    with torch.no_grad():
+        for name, target in own.items():
+            _copy_into(target, state[name])
+
+
+def full_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, on_all_ranks: bool = False
+) -> OptimizerState:
+    """The optimizer's tensors by parameter name, gathered to full size on the CPU. *Collective.*
+
+    Parameters that were never stepped (frozen ones) have no entry. Learning rates and the like are
+    configuration and not part of it.
+
+    Args:
+        on_all_ranks: by default rank 0 gets the result and the others an empty dict.
+    """
+    keep = on_all_ranks or _rank() == 0
+    gathered_state: OptimizerState = {}
+    for name, parameter in model.named_parameters():
+        slots = optimizer.state.get(parameter, {})
+        entry = dict(_gather({k: v for k, v in slots.items() if isinstance(v, Tensor)}, keep))
+        if keep and entry:
+            gathered_state[name] = entry
+    return gathered_state
+
+
+def load_full_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Restore what `full_optimizer_state` gathered, on any number of workers; no communication.
+
+    Raises:
+        CheckpointError: if it names a parameter that the optimizer doesn't train.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = {name: p for name, p in model.named_parameters() if id(p) in trained}
+    unknown = sorted(state.keys() - parameters.keys())
+    if unknown:
+        raise CheckpointError(
+            f"optimizer state for parameters that aren't trained here: {unknown[:5]} "
+            f"({len(unknown)} in all). Resume with the configuration that wrote it."
+        )
+    optimizer.state.clear()
+    for name, slots in state.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {slot: _like(parameter, value) for slot, value in slots.items()}
+
+
+def _gather(tensors: Mapping[str, Tensor], keep: bool) -> Iterator[tuple[str, Tensor]]:
+    """(name, full CPU copy) one at a time; every worker takes part, only those that keep get a copy."""
+    for name, value in tensors.items():
+        full = _full(value.detach())
+        yield name, full.to("cpu", copy=True) if keep else full.new_empty(0)
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` sharded and placed as `parameter`; step counts, which have another shape, stay as they are."""
+    if value.shape != parameter.shape:
+        return value.clone()
+    if isinstance(parameter, DTensor):
+        local = value.to(parameter.device, copy=True)
+        return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value.to(parameter.device, copy=True)
+
+
+def _copy_into(target: Tensor, value: Tensor) -> None:
+    if isinstance(target, DTensor):
+        value = value.to(device=target.device, dtype=target.dtype)
+        value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -1,0 +1,32 @@
+"""Which parameters of a unified model are trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from gvcot.model.unified import UnifiedModel
+
+TrainedPart = Literal["all", "generation"]
+"""All parameters, or the generation expert with its latent and time projections."""
+
+GENERATION_PARTS = ("_moe_gen", "vae2llm", "llm2vae", "time_embedder")
+"""Name parts of the generation expert and its latent and time projections."""
+
+
+def trainable(model: UnifiedModel, part: TrainedPart) -> dict[str, nn.Parameter]:
+    """Parameters of a part, by name; the frozen position tables are never among them."""
+    named = {n: p for n, p in model.named_parameters() if "pos_embed" not in n}
+    if part == "generation":
+        return {n: p for n, p in named.items() if any(piece in n for piece in GENERATION_PARTS)}
+    return named
+
+
+def freeze_but(model: UnifiedModel, part: TrainedPart) -> dict[str, nn.Parameter]:
+    """Let gradients reach only the parameters of a part, and return these by name."""
+    model.requires_grad_(False)
+    parameters = trainable(model, part)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return parameters

@@ -1,0 +1,75 @@
+"""A model with everything it needs to edit: backbone, codec, tokenizer; one folder on disk.
+
+    config.json llm_config.json vit_config.json ema.safetensors    (BAGEL's names; gvcot.model.checkpoint)
+    ae.safetensors                                                  the codec
+    record.json                                                     how the weights were made
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gvcot.errors import CheckpointError
+from gvcot.model.checkpoint import load_unified, save_unified
+from gvcot.model.codec import TinyAE, load_codec, save_codec
+from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.unified import UnifiedModel
+
+RECORD_FILE = "record.json"
+
+
+@dataclass(kw_only=True, slots=True)
+class Pretrained:
+    """What a checkpoint folder holds."""
+
+    model: UnifiedModel
+    codec: TinyAE
+    tokenizer: WordTokenizer
+
+
+def load_pretrained(folder: Path) -> Pretrained:
+    """Read a checkpoint folder.
+
+    Raises:
+        CheckpointError: not such a folder, truncated, of another configuration, or of another vocabulary.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no checkpoint folder {str(folder)!r}. Expected a folder with config.json and ema.safetensors, "
+            "such as the `final` folder of a `gvcot sft` run"
+        )
+    model = load_unified(folder)
+    tokenizer = WordTokenizer()
+    if model.config.llm.vocab != tokenizer.vocab_size:
+        raise CheckpointError(
+            f"{folder} was trained with a vocabulary of {model.config.llm.vocab} words, this version has "
+            f"{tokenizer.vocab_size}: use the version it was trained with, or train it again"
+        )
+    codec = load_codec(folder, z=model.config.codec.z, width=model.config.codec.width)
+    return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
+
+
+def save_pretrained(
+    folder: Path,
+    model: UnifiedModel,
+    codec: TinyAE,
+    record: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a checkpoint folder.
+
+    Args:
+        folder: created where missing.
+        model, codec: what is saved.
+        record: JSON-able account of how the weights were made (commands, seeds, metrics).
+        dtype: of the weights on disk; fp16 halves the size of shipped weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_unified(folder, model, dtype=dtype)
+    save_codec(codec, folder, dtype=dtype)
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")

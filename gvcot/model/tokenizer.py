@@ -1,0 +1,93 @@
+"""The small model's tokenizer: a word is a token, and every word is known.
+
+It stands where Qwen2.5's byte-pair tokenizer stands beside the large model, so it has the same four control
+tokens: begin and end of text, begin and end of image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from gvcot.errors import DataError
+from gvcot.model.config import TokenIds
+
+VOCAB_PATH = Path(__file__).parents[1] / "assets" / "vocab.json"
+
+_UNKNOWN = "<unknown>"
+# Angle-bracketed words (<x12>, <reserved_3>) are whole; then runs of letters and digits; then single marks.
+_WORD = Regex(r"<[a-z]+_?\d*>|\w+|[^\w\s]")
+
+
+class WordTokenizer:
+    """Lower-cases, splits at spaces and punctuation, and looks words up in a frozen list.
+
+    Example:
+        tokenizer = WordTokenizer()
+        tokenizer.decode(tokenizer.encode("Remove the star."))   # "remove the star ."
+    """
+
+    pad_id = 0
+    """Right padding."""
+
+    def __init__(self, vocab_path: Path = VOCAB_PATH) -> None:
+        """Args:
+        vocab_path: JSON object, word -> id; the ids are 0, 1, 2, ... and the first five are the specials.
+        """
+        vocab: dict[str, int] = json.loads(vocab_path.read_text(encoding="utf-8"))
+        self._words = tuple(sorted(vocab, key=vocab.__getitem__))
+        # The lookup needs a name for what it doesn't know; `encode` never lets that id out.
+        self._unknown_id = len(vocab)
+        lookup = models.WordLevel({**vocab, _UNKNOWN: self._unknown_id}, unk_token=_UNKNOWN)
+        self._tokenizer = Tokenizer(lookup)
+        self._tokenizer.normalizer = normalizers.Lowercase()
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Split(_WORD, behavior="removed", invert=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, specials and reserved places included."""
+        return len(self._words)
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """The control tokens that the model puts around texts and images."""
+        return TokenIds(bos=1, eos=2, boi=3, eoi=4)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the words, without begin or end of text.
+
+        Raises:
+            DataError: A word is not in the vocabulary; the closest known ones are named.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._unknown_id in encoding.ids:
+            # In the text's own spelling, since the error is for whoever wrote it.
+            pairs = zip(encoding.ids, encoding.offsets, strict=True)
+            raise DataError(self._unknown_words([text[a:b] for i, (a, b) in pairs if i == self._unknown_id]))
+        return encoding.ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of the ids, separated by spaces; control tokens and padding are left out.
+
+        Raises:
+            DataError: An id is outside the vocabulary.
+        """
+        outside = [i for i in ids if not 0 <= i < self.vocab_size]
+        if outside:
+            last = self.vocab_size - 1
+            raise DataError(f"token id {outside[0]} is outside the vocabulary; expected 0 to {last}")
+        return " ".join(self._words[i] for i in ids if i > self.token_ids.eoi)
+
+    def _unknown_words(self, words: Sequence[str]) -> str:
+        hints: list[str] = []
+        for word in dict.fromkeys(words):
+            near = difflib.get_close_matches(word.lower(), self._words, n=3)
+            hints.append(f"{word!r} (closest: {', '.join(near) or 'none'})")
+        return (
+            f"words outside the small model's vocabulary: {'; '.join(hints)}. It knows the {self.vocab_size} "
+            "words of Scenes only; rephrase the text in them"
+        )

@@ -1,0 +1,70 @@
+"""The built-in rewards by name, and building those of a recipe. Does not import torch until it builds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from gvcot.errors import ConfigError
+from gvcot.plugins import resolve
+from rewards.config import RewardConfig
+
+if TYPE_CHECKING:
+    from rewards.base import Reward
+
+REWARDS: dict[str, str] = {
+    "mask_iou": "rewards.localization:MaskIoU",
+    "soft_dice": "rewards.localization:SoftDice",
+    "format": "rewards.localization:Format",
+    "edit_accuracy": "rewards.fidelity:EditAccuracy",
+    "preservation": "rewards.fidelity:Preservation",
+}
+"""Name -> "module:Class"; `gvcot.plugins` reads it."""
+
+
+def build_rewards(configs: Mapping[str, RewardConfig], provides: Collection[str]) -> dict[str, Reward]:
+    """The rewards of a recipe, in its order.
+
+    Args:
+        configs: component name -> what the recipe says of it. The name is the recipe's own: one class may
+        serve
+            twice with other options.
+        provides: what the chain and dataset give: phases ("x_cot", "x_edit") and sample fields ("mask",
+            "change_mask", "target").
+
+    Raises:
+        ConfigError: an unknown reward, options it doesn't take, something it requires that isn't
+            given, or a phase in `reaches` that the chain doesn't have.
+    """
+    return {name: _build(name, config, provides) for name, config in configs.items()}
+
+
+def _build(name: str, config: RewardConfig, provides: Collection[str]) -> Reward:
+    from rewards.base import Reward
+
+    cls = resolve("reward", config.type)
+    if not (inspect.isclass(cls) and issubclass(cls, Reward)):
+        raise ConfigError(
+            f"rewards.{name}: {config.type!r} is not a subclass of rewards.base.Reward; make it one"
+        )
+    try:
+        inspect.signature(cls).bind(**config.options)
+    except TypeError as error:
+        accepted = ", ".join(inspect.signature(cls).parameters) or "none"
+        raise ConfigError(f"rewards.{name}.options: {error}; {config.type} accepts: {accepted}") from error
+    reward = cls(**config.options)
+    missing = sorted(reward.requires - set(provides))
+    if missing:
+        raise ConfigError(
+            f"rewards.{name}: {config.type} needs {', '.join(missing)}, but this chain and dataset give only "
+            f"{', '.join(sorted(provides))}; choose a chain or dataset that gives it, or remove the reward"
+        )
+    if config.reaches is not None:
+        reward.reaches = config.reaches
+    if reward.reaches not in provides:
+        raise ConfigError(
+            f"rewards.{name}.reaches: the chain has no phase {reward.reaches!r}, this chain and dataset give "
+            f"{', '.join(sorted(provides))}; name a phase the chain draws"
+        )
+    return reward

@@ -1,0 +1,1 @@
+"""Group-relative reinforcement learning of editing chains."""

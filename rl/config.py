@@ -1,0 +1,183 @@
+"""Configuration of a reinforcement-learning run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gvcot.errors import ConfigError
+from gvcot.types import ChainConfig
+from rewards.config import RewardConfig
+from rollout.config import RolloutConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneStream:
+    """Scenes that are trained on: an endless stream, never stored."""
+
+    seed: int = 1
+    """World seed; another one than the warm start's gives scenes that it has not seen."""
+
+    size: int = 64
+    """Pixels per side."""
+
+    tasks: tuple[str, ...] | None = None
+    """Tasks to draw from; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdvantageConfig:
+    """From raw scores to one advantage per phase."""
+
+    std: Literal["group", "batch", "none"] = "group"
+    """What a component's centred scores are divided by."""
+
+    std_floor: float = 0.05
+    """Smallest divisor: nearly constant groups are not blown up."""
+
+    clamp: float = 5.0
+    """Largest absolute advantage of a component."""
+
+    credit: Literal["causal", "broadcast", "factorised"] = "causal"
+    """Which reward trains which phase; see `rl.credit`."""
+
+    whiten: bool = False
+    """Whiten each phase's summed advantage over the batch (GDPO)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """The policy loss and what holds the policy back."""
+
+    name: Literal["grpo_clip", "grpo_guard", "flow_dppo"] = "grpo_clip"
+    clip_range: float = 1e-4
+    """Clip range of the ratio, or the divergence threshold of flow_dppo. Log-probs are means over the
+    latent's values, hence the small numbers."""
+
+    kl_coef: float = 0.0
+    """Weight of the velocity MSE to the starting policy; above 0 it costs one more forward."""
+
+    updates_per_rollout: int = 1
+    """Optimiser steps on each rollout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLOptimConfig:
+    """AdamW on fp32 master weights."""
+
+    lr: float = 1e-4
+    warmup_steps: int = 5
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    """Maximum L2 norm of the gradient."""
+
+    train: Literal["all", "generation"] = "all"
+    """Which parameters move; see `gvcot.model.parts`."""
+
+    ema_decay: float = 0.9
+    """Moving average of the weights; what is evaluated and saved as the result. 0: the weights themselves."""
+
+    micro_batch: int = 24
+    """Chains per forward and backward; bounds memory, does not change the gradient."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """Where the workers run."""
+
+    num_workers: int = 2
+    """Policy workers (data parallel, FSDP2)."""
+
+    cpus_per_worker: int = 1
+    """CPUs and torch threads of each."""
+
+    gpus_per_worker: int = 0
+    address: str | None = None
+    """A running Ray cluster; None starts Ray on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLEvalConfig:
+    """Evaluation on a split of Scenes by plain ODE sampling."""
+
+    every: int = 50
+    """Training steps between evaluations; 0: none in between. There is always one before and one after."""
+
+    split: str = "val"
+    num_samples: int = 512
+    num_steps: int | None = None
+    """ODE steps per image; None: as many as in rollouts."""
+
+    batch: int = 64
+    """Samples drawn at once on each worker."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLConfig:
+    """One RL run."""
+
+    name: str
+    """Run name; the run directory is `runs/<name>`."""
+
+    model: str
+    """Checkpoint folder to start from; "warm_start" is the shipped tiny one."""
+
+    steps: int
+    """Training steps (a rollout and its updates each)."""
+
+    prompts_per_step: int
+    """P."""
+
+    group_size: int
+    """G, chains per prompt."""
+
+    rewards: dict[str, RewardConfig]
+    """Components by name."""
+
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    data: SceneStream = field(default_factory=SceneStream)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: RLOptimConfig = field(default_factory=RLOptimConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    eval: RLEvalConfig = field(default_factory=RLEvalConfig)
+
+    max_missing_share: float = 0.5
+    """The run stops when a larger share of a component's scores is missing."""
+
+    max_logprob_gap: float = 1e-3
+    """The run stops when rollout and replay disagree by more, as mean |difference| of log-probs."""
+
+    shuffle_rewards: bool = False
+    """A control: scores are permuted within each group, so that nothing can be learned."""
+
+    max_seconds: float | None = None
+    """Stop training (and evaluate) after this many seconds of training steps; None: no limit."""
+
+    save_every: int = 1
+    panel_every: int = 25
+    """Steps between image panels of training rollouts."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ConfigError("rewards: expected at least one component, such as rewards.mask_iou.type=mask_iou")
+        if not any(r.weight > 0 for r in self.rewards.values()):
+            raise ConfigError("rewards: every weight is 0, so nothing would be trained; give one a weight above 0")
+        if self.group_size < 2:
+            raise ConfigError(f"group_size: a group needs at least 2 chains to compare; got {self.group_size}")
+        if self.prompts_per_step % self.cluster.num_workers:
+            raise ConfigError(
+                f"prompts_per_step={self.prompts_per_step} can't be dealt evenly to "
+                f"cluster.num_workers={self.cluster.num_workers}; use a multiple"
+            )
+        if self.rollout.noise_level == 0 or self.rollout.window_size == 0:
+            raise ConfigError(
+                "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to train on; "
+                "use noise_level=0.7 and window_size=2"
+            )
+        if self.loss.updates_per_rollout < 1:
+            raise ConfigError(f"loss.updates_per_rollout: expected at least 1; got {self.loss.updates_per_rollout}")

@@ -1,0 +1,230 @@
+"""One update of the policy from scored chains.
+
+Legend: B chains on this worker, K phases, W window steps, N latent tokens, D values per token.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gvcot import distributed
+from gvcot.chain import Chain
+from gvcot.model.parts import freeze_but
+from gvcot.model.unified import UnifiedModel
+from gvcot.types import Trajectory
+from rl.cluster import agg_loss
+from rl.config import LossConfig, RLConfig
+from rl.losses.flow_dppo import flow_dppo
+from rl.losses.grpo_clip import grpo_clip
+from rl.losses.grpo_guard import grpo_guard
+from rl.losses.kl import normal_kl, velocity_mse
+from rollout.replay import Replay, replay
+
+Replays = dict[str, Replay]
+"""Phase name -> what a policy says of its window steps, for one micro-batch."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Update:
+    """What one worker trains on in one step."""
+
+    trajectory: Trajectory
+    """B chains; the condition has one row per prompt."""
+
+    prompt_B: Tensor
+    """int64, the condition's row of each chain."""
+
+    advantage_BK: Tensor
+    """fp32, one per phase."""
+
+    kept_BK: Tensor
+    """bool; False: no signal, in neither the loss nor its denominator."""
+
+    num_kept: float
+    """Kept (chain, phase) pairs over *all* workers; times W it is the loss's denominator."""
+
+
+class Learner:
+    """Owns the policy's optimiser, the reference policy and the moving average."""
+
+    def __init__(self, config: RLConfig, model: UnifiedModel, chain: Chain, world_size: int) -> None:
+        """
+        Args:
+            model: the policy, sharded already where there are several workers.
+        """
+        self._config, self._chain, self._world_size = config, chain, world_size
+        self.model = model
+        self.reference = copy.deepcopy(model).requires_grad_(False) if config.loss.kl_coef > 0 else None
+        self.parameters = freeze_but(model, config.optim.train)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.optim.lr,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
+        )
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def update(self, data: Update, step: int) -> dict[str, float]:
+        """`updates_per_rollout` optimiser steps on one rollout.
+
+        Returns:
+            Metrics of this worker; per phase under "<phase>/<name>".
+
+        Raises:
+            AssertionError: the first ratio is not exactly 1, so replay is not a pure function of its input.
+        """
+        old = self._sampling_policy(data)
+        metrics: dict[str, float] = {}
+        for k in range(self._config.loss.updates_per_rollout):
+            metrics |= self._optimizer_step(data, old, step, first=k == 0)
+        return metrics
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the policy holds the moving average of its weights. *Collective* only in what is done
+        inside."""
+        if not self._config.optim.ema_decay:
+            yield
+            return
+        trained = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._assign(self.average)
+        try:
+            yield
+        finally:
+            self._assign(trained)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, average and optimiser moments at full size on rank 0. *Collective.*"""
+        weights = distributed.full_state_dict(self.model)
+        with self.averaged():
+            average = distributed.full_state_dict(self.model)
+        moments = distributed.full_optimizer_state(self.model, self.optimizer)
+        return {"weights": weights, "average": average, "optimizer": moments}
+
+    def restore(self, tensors: dict[str, Any]) -> None:
+        """Continue from `state`, on any number of workers."""
+        distributed.load_full_state_dict(self.model, tensors["average"])
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        distributed.load_full_state_dict(self.model, tensors["weights"])
+        distributed.load_full_optimizer_state(self.model, self.optimizer, tensors["optimizer"])
+
+    @torch.no_grad()
+    def _assign(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
+    def micro_batches(self, num_chains: int) -> list[Tensor]:
+        """Row indices, `micro_batch` at a time."""
+        return list(torch.arange(num_chains).split(self._config.optim.micro_batch))
+
+    def _sampling_policy(self, data: Update) -> list[Replays] | None:
+        """What the policy says before the first step. With a single step the loss's own (detached) numbers are the
+        same, so None saves a forward."""
+        if self._config.loss.updates_per_rollout == 1:
+            return None
+        with torch.no_grad():
+            return [self._replay(self.model, data, rows) for rows in self.micro_batches(len(data.prompt_B))]
+
+    def _optimizer_step(self, data: Update, old: list[Replays] | None, step: int, *, first: bool) -> dict[str, float]:
+        self._set_learning_rate(step)
+        self.optimizer.zero_grad()
+        parts: list[dict[str, float]] = []
+        sizes: list[int] = []
+        for i, rows in enumerate(self.micro_batches(len(data.prompt_B))):
+            replayed = self._replay(self.model, data, rows)
+            sampled = old[i] if old else {name: r.detached() for name, r in replayed.items()}
+            if first:
+                drift = max((r.logprob_BW - sampled[n].logprob_BW).abs().max().item() for n, r in replayed.items())
+                assert drift == 0.0, f"the first ratio must be exactly 1; log-probs differ by {drift:.2e}"
+            loss, metrics = self._loss(data, rows, replayed, sampled)
+            loss.backward()
+            parts.append(metrics)
+            sizes.append(len(rows))
+        norm = distributed.clip_gradients(self.parameters.values(), self._config.optim.grad_clip)
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self.optimizer.step()
+            self._update_average()
+        return _weighted_mean(parts, sizes) | {"grad_norm": norm, "skipped": float(skipped)}
+
+    def _loss(
+        self, data: Update, rows: Tensor, replayed: Replays, sampled: Replays
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Sum over this micro-batch / the global number of kept entries, times the number of workers (FSDP averages
+        gradients over them)."""
+        config = self._config
+        rows_loss, rows_mask, metrics = [], [], {}
+        reference = self._reference_velocities(data, rows)
+        for k, phase in enumerate(data.trajectory.phases):
+            now = replayed[phase.name]
+            mask_BW = data.kept_BK[rows, k, None].expand_as(now.logprob_BW)
+            loss_BW, stats = policy_loss(config.loss, now, sampled[phase.name], data.advantage_BK[rows, k], mask_BW)
+            gap_BW = now.logprob_BW.detach() - phase.logprob_BW[rows]
+            values = {name: float(value) for name, value in stats.items()}
+            values |= {"logprob_gap": gap_BW.abs().mean().item(), "logprob_gap_max": gap_BW.abs().max().item()}
+            if reference is not None:
+                v, v_ref = now.velocity_BWND.flatten(0, 1), reference[phase.name].velocity_BWND.flatten(0, 1)
+                kl_BW = velocity_mse(v, v_ref).view_as(loss_BW)
+                loss_BW = loss_BW + config.loss.kl_coef * kl_BW
+                values["velocity_kl"] = kl_BW.mean().item()
+            rows_loss.append(loss_BW)
+            rows_mask.append(mask_BW)
+            metrics |= {f"{phase.name}/{name}": value for name, value in values.items()}
+        loss_mat, loss_mask = torch.cat(rows_loss, 1), torch.cat(rows_mask, 1)
+        count = max(1.0, data.num_kept * loss_BW.shape[1])
+        loss = agg_loss(
+            loss_mat, loss_mask, "token-mean", dp_size=self._world_size, batch_num_tokens=count
+        )
+        return loss, metrics | {"loss": loss.item()}
+
+    def _replay(self, model: UnifiedModel, data: Update, rows: Tensor) -> Replays:
+        return replay(model, self._chain, data.trajectory, data.prompt_B, rows, self._config.rollout)
+
+    @torch.no_grad()
+    def _reference_velocities(self, data: Update, rows: Tensor) -> Replays | None:
+        return None if self.reference is None else self._replay(self.reference, data, rows)
+
+    def _set_learning_rate(self, step: int) -> None:
+        optim = self._config.optim
+        lr = optim.lr * min(1.0, (step + 1) / max(1, optim.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.detach(), 1 - self._config.optim.ema_decay)
+
+
+def policy_loss(
+    config: LossConfig, now: Replay, sampled: Replay, advantage_B: Tensor, mask_BW: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The elementwise loss (b, W) of the configured objective, with its metrics and the exact KL to the policy
+    that sampled ("kl_old")."""
+    kl_BW = normal_kl(
+        now.mean_BWND.flatten(0, 1), sampled.mean_BWND.flatten(0, 1), now.std_BW.flatten()
+    ).view_as(now.logprob_BW)
+    common = (now.logprob_BW, sampled.logprob_BW, advantage_B, config.clip_range, mask_BW)
+    match config.name:
+        case "grpo_clip":
+            loss_BW, metrics = grpo_clip(*common)
+        case "grpo_guard":
+            loss_BW, metrics = grpo_guard(*common, kl_old_BW=kl_BW, std_BW=now.std_BW, dt_BW=now.dt_BW)
+        case "flow_dppo":
+            loss_BW, metrics = flow_dppo(*common, kl_old_BW=kl_BW)
+    return loss_BW, metrics | {"kl_old": kl_BW.detach().mean()}
+
+
+def _weighted_mean(parts: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
+    """Means over micro-batches by size; the loss, already divided by the global count, is summed."""
+    total = sum(sizes)
+    mean = {k: sum(p[k] * n for p, n in zip(parts, sizes, strict=True)) / total for k in parts[0]}
+    return mean | {"loss": sum(p["loss"] for p in parts)}

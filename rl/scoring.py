@@ -1,0 +1,78 @@
+"""From drawn chains to scores: what rewards get to see, and the canaries beside them.
+
+Legend: B chains, P prompts, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gvcot.chain import Chain
+from gvcot.data.images import to_tensor
+from gvcot.model.codec import Codec
+from gvcot.types import EditSample, RewardResult
+from rewards.base import Reward, RewardBatch
+from rewards.canaries import canaries, unedited
+SAMPLE_FIELDS = ("mask", "change_mask", "target")
+"""What a sample of Scenes gives to rewards beside its images."""
+
+
+def provides(chain: Chain) -> set[str]:
+    """What rewards can require of this chain on Scenes."""
+    return {phase.name for phase in chain.phases} | set(SAMPLE_FIELDS)
+
+
+@torch.no_grad()
+def reward_batch(
+    codec: Codec, samples_P: Sequence[EditSample], prompt_B: Tensor, images: Mapping[str, Tensor]
+) -> RewardBatch:
+    """Chains with what is known of their samples; each sample's round trips are computed once.
+
+    Args:
+        samples_P: the prompts.
+        prompt_B: int64, the prompt of each chain; chains of a prompt are adjacent.
+        images: decoded images by phase name, (B, 3, H, W).
+    """
+    source_rt = codec.decode(codec.encode(to_tensor([s.source_HW3 for s in samples_P])))
+    targets = [s.source_HW3 if s.target_HW3 is None else s.target_HW3 for s in samples_P]
+    target_rt = codec.decode(codec.encode(to_tensor(targets)))
+    has_target = any(s.target_HW3 is not None for s in samples_P)
+    return RewardBatch(
+        samples=[samples_P[int(p)] for p in prompt_B],
+        images=dict(images),
+        source_rt_B3HW=source_rt[prompt_B],
+        target_rt_B3HW=target_rt[prompt_B] if has_target else None,
+        group_B=prompt_B,
+    )
+
+
+def first_of_each_group(batch: RewardBatch) -> RewardBatch:
+    """One chain per prompt."""
+    keep = torch.cat([torch.tensor([True]), batch.group_B.diff() != 0])
+    rows = keep.nonzero()[:, 0]
+    return RewardBatch(
+        samples=[batch.samples[int(i)] for i in rows],
+        images={name: image[rows] for name, image in batch.images.items()},
+        source_rt_B3HW=batch.source_rt_B3HW[rows],
+        target_rt_B3HW=None if batch.target_rt_B3HW is None else batch.target_rt_B3HW[rows],
+        group_B=batch.group_B[rows],
+    )
+
+
+def watch(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, float]:
+    """Means of the canaries, and of each reward of the unedited source ("unedited/<reward>")."""
+    values = {name: value_B.mean().item() for name, value_B in canaries(batch).items()}
+    reaching = {name: r for name, r in rewards.items() if r.reaches == "x_edit"}
+    if "x_edit" in batch.images:
+        for name, result in unedited(reaching, first_of_each_group(batch)).items():
+            values[f"unedited/{name}"] = valid_mean(result)
+    return values
+
+
+def valid_mean(result: RewardResult) -> float:
+    """Mean over valid scores; NaN where there are none."""
+    return result.raw_B[result.valid_B].mean().item()
+

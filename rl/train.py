@@ -1,0 +1,180 @@
+"""The loop of group-relative RL.
+
+Legend: P prompts per step, G chains per prompt, B = P * G, K phases, R reward components.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from gvcot import seeds
+from gvcot.errors import RewardError
+from gvcot.run_dir import RunDir
+from gvcot.tracking import Tracker
+from rewards import mix
+from rl.advantage import group_advantage
+from rl.cluster import WorkerGroup
+from rl.config import RLConfig
+from rl.credit import route
+from rl.metrics import step_metrics
+
+Evaluate = Callable[[int], dict[str, float]]
+"""step -> metrics of the averaged policy; logs its own panels."""
+
+
+OnStep = Callable[[int, TensorDict, TensorDict, dict[str, float]], None]
+"""(step, chains, their scores, the step's scalars)."""
+
+
+def train(
+    config: RLConfig,
+    policy: WorkerGroup,
+    reaches: list[str],
+    phases: list[str],
+    run: RunDir,
+    tracker: Tracker,
+    evaluate: Evaluate,
+    on_step: OnStep,
+) -> int:
+    """Train to `config.steps` (or `config.max_seconds`) and return the last step.
+
+    Args:
+        policy: workers that are loaded, or restored where the run is resumed.
+        reaches: per component, the last phase whose randomness can change it.
+        phases: names of the chain's phases.
+        run: where checkpoints go; it says where to resume.
+        tracker: where metrics go.
+        evaluate: called before, between and after.
+        on_step: called after each step (progress, panels).
+
+    Raises:
+        RewardError: too many scores are missing, or rollout and replay disagree.
+    """
+    step = run.resume_step
+    if step == 0:
+        tracker.log(0, evaluate(0))
+    spent = 0.0
+    while step < config.steps and (config.max_seconds is None or spent < config.max_seconds):
+        clock = Clock()
+        chains = policy.rollout(prompts(config, step))
+        clock.lap("rollout")
+        scores = policy.score(chains)
+        clock.lap("score")
+        advantage, credit = credited(config, scores, chains["position"], step, reaches, phases)
+        updates = policy.update(advantage_rows(chains, advantage))
+        clock.lap("update")
+        step += 1
+        metrics = step_metrics(config, scores, credit, updates, phases)
+        check_gap(config, metrics, phases)
+        if step % config.save_every == 0 or step == config.steps:
+            save(run, policy, step)
+        clock.lap("save")
+        spent += clock.total
+        tracker.log(step, metrics | clock.metrics())
+        on_step(step, chains, scores, metrics)
+        if config.eval.every and step % config.eval.every == 0 and step < config.steps:
+            tracker.log(step, evaluate(step))
+    save(run, policy, step)
+    tracker.log(step, evaluate(step))
+    return step
+
+
+def prompts(config: RLConfig, step: int) -> TensorDict:
+    """P rows: the next scenes of the stream."""
+    position = torch.arange(config.prompts_per_step)
+    return TensorDict(
+        {
+            "index": step * config.prompts_per_step + position,
+            "position": position,
+            "step": torch.full_like(position, step),
+        },
+        batch_size=[len(position)],
+    )
+
+
+def credited(
+    config: RLConfig, scores: TensorDict, group_B: Tensor, step: int, reaches: list[str], phases: list[str]
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """Scores -> ((advantage_BK, kept_BK), statistics per component).
+
+    Raises:
+        RewardError: more than `max_missing_share` of a component's scores are missing.
+    """
+    raw_BR = torch.stack([scores["raw", name] for name in config.rewards], 1)
+    valid_BR = torch.stack([scores["valid", name] for name in config.rewards], 1) & raw_BR.isfinite()
+    mix.check_missing(valid_BR, list(config.rewards), config.max_missing_share)
+    if config.shuffle_rewards:
+        order_B = shuffle_within_groups(group_B, seeds.generator(config.seed, "shuffle", step))
+        raw_BR, valid_BR = raw_BR[order_B], valid_BR[order_B]
+    options = config.advantage
+    result = group_advantage(
+        raw_BR, valid_BR, group_B, std=options.std, std_floor=options.std_floor, clamp=options.clamp
+    )
+    weights_R = mix.weights(config.rewards)
+    routed = route(
+        result.advantage_BR, result.kept_BR, weights_R, reaches, phases, options.credit, whiten=options.whiten
+    )
+    overall = mix.overall(raw_BR, valid_BR, weights_R)
+    return routed, result.metrics | {"overall": overall.nanmean()}
+
+
+def advantage_rows(chains: TensorDict, routed: tuple[Tensor, Tensor]) -> TensorDict:
+    """The chains as an update needs them: without images, with advantages and the global denominator."""
+    advantage_BK, kept_BK = routed
+    rows = chains.exclude("images")
+    rows["advantage"], rows["kept"] = advantage_BK, kept_BK
+    rows["num_kept"] = kept_BK.sum().float().expand(len(rows)).contiguous()
+    return rows
+
+
+def shuffle_within_groups(group_B: Tensor, generator: torch.Generator) -> Tensor:
+    """A permutation of the rows that keeps every row in its group."""
+    order_B = torch.randperm(len(group_B), generator=generator)
+    by_group = order_B[torch.argsort(group_B[order_B], stable=True)]
+    return by_group[torch.argsort(torch.argsort(group_B, stable=True), stable=True)]
+
+
+def check_gap(config: RLConfig, metrics: dict[str, float], phases: list[str]) -> None:
+    """Rollout and replay must agree, or the ratios mean nothing."""
+    for phase in phases:
+        gap = metrics[f"rollout/{phase}/logprob_gap"]
+        if gap > config.max_logprob_gap:
+            raise RewardError(
+                f"rollout and replay disagree in {phase}: mean |difference of log-probs| is {gap:.2e}, at most "
+                f"{config.max_logprob_gap:.0e} is allowed. Sampling and training don't compute the same model: "
+                "check dtypes and conditions, or raise max_logprob_gap if the precision explains it"
+            )
+
+
+def save(run: RunDir, policy: WorkerGroup, step: int) -> None:
+    """Write a checkpoint aside and make it the newest."""
+    with run.save_checkpoint(step) as folder:
+        policy.save(str(folder), step)
+
+
+class Clock:
+    """Seconds of the parts of one step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """End a part."""
+        now = time.monotonic()
+        self._laps[name] = now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        """Seconds from the start to the last lap."""
+        return self._last - self._start
+
+    def metrics(self) -> dict[str, float]:
+        """ "time/<part>" and "time/step", in seconds."""
+        return {f"time/{name}": seconds for name, seconds in self._laps.items()} | {"time/step": self.total}

@@ -1,0 +1,197 @@
+"""The policy worker: samples, scores, updates and evaluates on one process of the policy's mesh.
+
+Legend: P prompts and B = P * G chains on this worker, K phases.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from gvcot import checkpoint, distributed, seeds
+from gvcot.chain import Chain
+from gvcot.data import scenes
+from gvcot.model.codec import Codec
+from gvcot.model.config import UnifiedConfig
+from gvcot.model.pretrained import load_pretrained, save_pretrained
+from gvcot.model.unified import UnifiedModel
+from gvcot.sampler import condition_of, draw
+from gvcot.types import EditSample
+from rewards.mix import score_all
+from rewards.registry import build_rewards
+from rl import probes
+from rl.cluster import MESH, Dispatch, Worker, dispatch_nd, register
+from rl.config import RLConfig
+from rl.learner import Learner, Update
+from rl.scoring import provides, reward_batch, watch
+from rollout.sample import chain_noise, window_denoiser
+from rollout.tensors import from_tensordict, to_tensordict
+from rollout.window import draw_windows
+
+
+class PolicyWorker(Worker):
+    """One process of the policy: learner and train-side sampler on the same weights, so there is no weight sync
+    and no mismatch between sampling and training."""
+
+    def __init__(self, config: RLConfig) -> None:
+        super().__init__()
+        torch.set_num_threads(config.cluster.cpus_per_worker)
+        self._register_dispatch_collect_info(MESH, self.rank, True)
+        self._config = config
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load(self, model_dir: str) -> None:
+        """Read the checkpoint folder, shard the model, build rewards and optimiser.
+
+        Raises:
+            CheckpointError, ConfigError: see `load_pretrained` and `build_rewards`.
+        """
+        config = self._config
+        mesh = distributed.init_process_group("cuda" if config.cluster.gpus_per_worker else "cpu")
+        torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        self._policy = load_pretrained(Path(model_dir))
+        model = self._policy.model
+        self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
+        self._rewards = build_rewards(config.rewards, provides(self._chain))
+        distributed.shard(model, mesh, model.language_model.model.layers)
+        self._learner = Learner(config, model, self._chain, self.world_size)
+        self._sample = lru_cache(maxsize=4096)(self._generate)
+
+    @register(dispatch_mode=dispatch_nd)
+    @torch.no_grad()
+    def rollout(self, prompts: TensorDict) -> TensorDict:
+        """P rows {"index", "position", "step"} -> B rows of `rollout.tensors` with the prompt's columns."""
+        config = self._config
+        step = int(prompts["step"][0])
+        windows = draw_windows(
+            config.seed,
+            step,
+            config.rollout.num_steps,
+            config.rollout.window_size,
+            *config.rollout.window_range,
+            phases=[p.name for p in self._chain.phases],
+        )
+        chain_seeds_B = [
+            seeds.derive(config.seed, "chain", step, int(position), g)
+            for position in prompts["position"]
+            for g in range(config.group_size)
+        ]
+        condition = condition_of(self._samples(prompts["index"]), *self._encoders())
+        with distributed.gathered(self._policy.model):
+            drawn = draw(
+                self._policy.model,
+                self._policy.codec,
+                self._chain,
+                condition,
+                denoise=window_denoiser(config.rollout, windows, chain_seeds_B),
+                noise=chain_noise(chain_seeds_B),
+                chains_per_prompt=config.group_size,
+            )
+        rows = to_tensordict(drawn.trajectory, drawn.images)
+        for key in ("index", "position", "step"):
+            rows[key] = prompts[key].repeat_interleave(config.group_size)
+        return rows
+
+    @register(dispatch_mode=dispatch_nd)
+    def score(self, chains: TensorDict) -> TensorDict:
+        """B drawn chains -> B rows {"raw": {...}, "valid": {...}, "parts": {...}, "canary": {...}}."""
+        index_P, prompt_B = prompts_of(chains["index"])
+        batch = reward_batch(self._policy.codec, self._samples(index_P), prompt_B, chains["images"])
+        results = score_all(self._rewards, batch)
+        num = len(prompt_B)
+        flat = {f"{name}/{part}": value for name, r in results.items() for part, value in r.parts.items()}
+        canary = {name: torch.full((num,), value) for name, value in watch(self._rewards, batch).items()}
+        tables = {
+            "raw": {name: r.raw_B for name, r in results.items()},
+            "valid": {name: r.valid_B for name, r in results.items()},
+            "parts": flat,
+            "canary": canary,
+        }
+        return TensorDict({k: TensorDict(v, batch_size=[num]) for k, v in tables.items()}, batch_size=[num])
+
+    @register(dispatch_mode=dispatch_nd)
+    def update(self, chains: TensorDict) -> TensorDict:
+        """B chains with "advantage" (B, K), "kept" (B, K) and "num_kept" (B,) -> one row of metrics."""
+        index_P, prompt_B = prompts_of(chains["index"])
+        condition = condition_of(self._samples(index_P), *self._encoders())
+        names = tuple(phase.name for phase in self._chain.phases)
+        data = Update(
+            trajectory=from_tensordict(chains, condition, names),
+            prompt_B=prompt_B,
+            advantage_BK=chains["advantage"],
+            kept_BK=chains["kept"],
+            num_kept=float(chains["num_kept"][0]),
+        )
+        metrics = self._learner.update(data, int(chains["step"][0]))
+        return TensorDict({k: torch.tensor([v]) for k, v in metrics.items()}, batch_size=[1])
+
+    @register(dispatch_mode=dispatch_nd)
+    def evaluate(self, rows: TensorDict) -> TensorDict:
+        """Rows {"index"} of the evaluation split -> per-sample values and images of the averaged policy."""
+        config = self._config
+        samples = [scenes.generate(0, int(i), split=config.eval.split, size=config.data.size) for i in rows["index"]]
+        with self._learner.averaged(), distributed.gathered(self._policy.model):
+            result = probes.evaluate(
+                self._policy,
+                self._chain,
+                self._rewards,
+                samples,
+                num_steps=config.eval.num_steps or config.rollout.num_steps,
+                shift=config.rollout.shift,
+                seed=config.seed,
+                batch=config.eval.batch,
+            )
+        num = len(samples)
+        return TensorDict(
+            {
+                "values": TensorDict(result.values, batch_size=[num]),
+                "images": TensorDict(result.images, batch_size=[num]),
+            },
+            batch_size=[num],
+        )
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save(self, folder: str, step: int) -> None:
+        """Rank 0 writes weights, average and optimiser, gathered from all ranks, into an existing folder."""
+        tensors = self._learner.state()
+        if self.rank == 0:
+            checkpoint.save_state(folder, tensors, {"step": step})
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def restore(self, folder: str) -> None:
+        """Continue from what `save` wrote, on any number of workers."""
+        tensors, _ = checkpoint.load_state(folder)
+        self._learner.restore(tensors)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export(self, folder: str, record: dict[str, object]) -> None:
+        """Rank 0 writes the averaged policy as a checkpoint folder that `load_pretrained` reads."""
+        with self._learner.averaged():
+            state = distributed.full_state_dict(self._policy.model)
+        if self.rank == 0:
+            plain = UnifiedModel(self._policy.model.config)
+            plain.load_state_dict(state)
+            save_pretrained(Path(folder), plain, self._policy.codec, record)
+
+    def _encoders(self) -> tuple[UnifiedConfig, Codec, Chain]:
+        return self._policy.model.config, self._policy.codec, self._chain
+
+    def _samples(self, index_P: Tensor) -> list[EditSample]:
+        return [self._sample(int(i)) for i in index_P]
+
+    def _generate(self, index: int) -> EditSample:
+        data = self._config.data
+        return scenes.generate(data.seed, index, split="train", size=data.size, tasks=data.tasks)
+
+
+def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Adjacent equal indices are one prompt: (index of each prompt (P,), prompt of each chain (B,))."""
+    index_P, prompt_B = torch.unique_consecutive(index_B, return_inverse=True)
+    return index_P, prompt_B
+

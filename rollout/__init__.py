@@ -1,0 +1,1 @@
+"""Stochastic sampling of chains with log-probabilities, and its faithful replay."""

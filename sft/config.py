@@ -1,0 +1,188 @@
+"""Configuration of supervised fine-tuning: one stage is one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gvcot.errors import ConfigError
+from gvcot.types import Feedback
+
+DESCRIBE = "describe"
+"""The understanding task of the base stage: the painted region in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Sizes of a model that starts from scratch (ignored where `init` names a checkpoint)."""
+
+    image_size: int = 64
+    """Pixels per side."""
+
+    hidden: int = 128
+    """Width of the backbone; at least twice the values per latent token (64)."""
+
+    layers: int = 4
+    """Decoder layers."""
+
+    codec_width: int = 32
+    """Channels of the TinyAE at 1/4 of the resolution."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which scenes are trained on."""
+
+    seed: int = 0
+    """World seed of the training split."""
+
+    num_samples: int = 24_000
+    """Training scenes; they are generated and encoded once, then drawn in seeded epochs."""
+
+    cache_dir: str = "runs/cache"
+    """Encoded scenes are kept here, by the codec's and the world's fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DropConfig:
+    """Condition dropout, drawn independently per row and condition (BAGEL trains with .1 / .3 / .3)."""
+
+    text: float = 0.1
+    vae: float = 0.3
+    vit: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+
+    final_lr_share: float = 0.05
+    """Learning rate at the last step, as a share of the peak."""
+
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    """Maximum L2 norm of the gradient."""
+
+    ema_decay: float = 0.998
+    """Decay of the weights' moving average, which is what a stage hands on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Evaluation on the validation split during training."""
+
+    every: int = 1_000
+    """Steps between evaluations; 0: only at the end."""
+
+    split: str = "val"
+    num_samples: int = 128
+    """Scenes of the split at each evaluation."""
+
+    num_steps: int = 8
+    """ODE steps per image."""
+
+    shift: float = 1.0
+    """Shift of the sampling grid towards noise."""
+
+    chain: str = "gvcot"
+    """The chain that is sampled."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTConfig:
+    """One supervised stage. `init` decides what it starts from."""
+
+    name: str
+    """Run name; the run directory is `runs/<name>`."""
+
+    codec: str
+    """Checkpoint folder whose codec is used."""
+
+    mix: dict[str, float]
+    """Kinds of samples and their shares: chain names (each image of the chain is a flow target) and
+    "describe"."""
+
+    steps: int
+    """Optimiser steps."""
+
+    init: str | None = None
+    """Checkpoint folder to start from; None: random weights of `model`."""
+
+    train: Literal["all", "generation"] = "all"
+    """Which parameters move: all, or the generation expert with its latent and time projections
+    (the paper's stage 1)."""
+
+    feedback: tuple[Feedback, ...] = ("vae", "vit")
+    """See `gvcot.types.ChainConfig.feedback`."""
+
+    batch_size: int = 32
+    """Rows per step."""
+
+    noise_copies: int = 1
+    """Independent noise levels per image and step; they share one prefix in the pack."""
+
+    shift: float = 1.0
+    """Shift of the training times towards noise: t <- s t / (1 + (s - 1) t)."""
+
+    ce_weight: float = 0.25
+    """Weight of the text loss beside the flow loss."""
+
+    seed: int = 0
+    """Seed of weights, data order, times, noise and dropout."""
+
+    threads: int = 0
+    """Torch threads; 0: all cores."""
+
+    log_every: int = 20
+    save_every: int = 200
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    drop: DropConfig = field(default_factory=DropConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if not self.mix or min(self.mix.values()) < 0 or sum(self.mix.values()) <= 0:
+            raise ConfigError(f"mix: expected non-negative shares with a positive sum; got {self.mix}")
+        for key in ("steps", "batch_size", "noise_copies"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}: expected at least 1; got {getattr(self, key)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecTrainConfig:
+    """Training of the small codec on scenes: sources, targets and painted reasoning images."""
+
+    name: str
+    steps: int
+    """Optimiser steps."""
+
+    width: int = 32
+    """Channels at 1/4 of the resolution."""
+
+    z: int = 16
+    """Latent channels (BAGEL's geometry)."""
+
+    image_size: int = 64
+    num_samples: int = 8_000
+    """Scenes; three images each."""
+
+    batch_size: int = 32
+    """Images per step."""
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=4e-3))
+    """The average's decay is not used."""
+
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence to a unit normal, per latent value."""
+
+    seed: int = 0
+    threads: int = 0
+    log_every: int = 50
+    save_every: int = 500

@@ -1,0 +1,38 @@
+"""The supervised loss: flow matching on every noisy image, cross-entropy on text that is to be written.
+
+Legend: M noisy tokens, D values per token, Q text positions.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from gvcot.model.unified import Prediction
+
+
+def joint_loss(
+    prediction: Prediction, target_MD: Float[Tensor, "M D"], ce_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Flow MSE (mean over D, then over noisy tokens) + ce_weight * text cross-entropy (mean over positions).
+
+    Args:
+        prediction: the model's output; either kind of target may be absent.
+        target_MD: velocities eps - x0 in pack order.
+        ce_weight: weight of the text loss (BAGEL: 0.25 beside 1 for the flow loss).
+
+    Returns:
+        The loss, and {"flow_mse", "text_ce"} for those that took part.
+    """
+    loss = prediction.velocity_MD.sum() * 0.0
+    metrics: dict[str, float] = {}
+    if len(target_MD):
+        flow_mse = F.mse_loss(prediction.velocity_MD.float(), target_MD)
+        loss = loss + flow_mse
+        metrics["flow_mse"] = flow_mse.item()
+    if len(prediction.text_targets):
+        text_ce = F.cross_entropy(prediction.text_logits.float(), prediction.text_targets)
+        loss = loss + ce_weight * text_ce
+        metrics["text_ce"] = text_ce.item()
+    return loss, metrics

@@ -1,0 +1,180 @@
+"""Supervised fine-tuning of one stage: build, forward, step, average, log, evaluate, save."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gvcot import checkpoint, seeds
+from gvcot.config import to_dict
+from gvcot.data.encoded import load_encoded
+from gvcot.model.codec import TinyAE, load_codec
+from gvcot.model.config import CodecConfig, UnifiedConfig
+from gvcot.model.parts import freeze_but
+from gvcot.model.pretrained import Pretrained, load_pretrained, save_pretrained
+from gvcot.model.sequence import pack
+from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.unified import UnifiedModel
+from gvcot.run_dir import RunDir
+from gvcot.tracking import Tracker
+from sft.config import SFTConfig
+from sft.ema import EMA
+from sft.loss import joint_loss
+from sft.schedule import learning_rate
+from sft.stages import BatchBuilder
+
+Evaluate = Callable[[Pretrained, int], dict[str, float]]
+"""(model with averaged weights, step) -> metrics; logs its own panels."""
+
+
+@dataclass(kw_only=True, slots=True)
+class State:
+    """Everything that a resumed run needs."""
+
+    model: UnifiedModel
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+    ema: EMA
+    step: int = 0
+
+
+def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) -> dict[str, float]:
+    """Run one stage to its last step, save the averaged weights in `run/final`, return the last metrics.
+
+    Raises:
+        CheckpointError: `init`, `codec` or the run's own checkpoint is unusable.
+        RuntimeError: the loss is no longer finite.
+    """
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    model, codec, tokenizer = starting_point(config)
+    state = new_state(config, model)
+    restore(run, state)
+    data = load_encoded(
+        codec,
+        model.config,
+        cache_dir=Path(config.data.cache_dir),
+        seed=config.data.seed,
+        num_samples=config.data.num_samples,
+        size=config.model.image_size,
+        progress=lambda ready, wanted: print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True),
+    )
+    builder = BatchBuilder(config, model.config, data, tokenizer)
+    metrics: dict[str, float] = {}
+    began, first = time.monotonic(), state.step
+    while state.step < config.steps:
+        scalars = training_step(config, builder, state)
+        if state.step % config.log_every == 0 or state.step == config.steps:
+            rate = (time.monotonic() - began) / (state.step - first)
+            tracker.log(state.step, scalars | {"time/seconds_per_step": rate})
+        if state.step == config.steps or (config.eval.every and state.step % config.eval.every == 0):
+            metrics = evaluate(averaged(state, codec, tokenizer), state.step)
+            tracker.log(state.step, metrics)
+        if state.step % config.save_every == 0 or state.step == config.steps:
+            save(run, state)
+    final = averaged(state, codec, tokenizer)
+    record = {"config": to_dict(config), "metrics": metrics}
+    save_pretrained(run.path / "final", final.model, codec, record)
+    return metrics
+
+
+def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dict[str, float]:
+    """One optimiser step; step k depends on (seed, k) and the state alone."""
+    batch = builder.batch(state.step)
+    prediction = state.model(pack(batch.samples, state.model.config))
+    loss, parts = joint_loss(prediction, batch.target_MD, config.ce_weight)
+    if not math.isfinite(loss.item()):
+        raise RuntimeError(
+            f"the loss became {loss.item()} at step {state.step}: lower optim.lr (now {config.optim.lr}) and "
+            "resume from the last checkpoint"
+        )
+    lr = learning_rate(config.optim, state.step, config.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), config.optim.grad_clip)
+    state.optimizer.step()
+    state.ema.update(state.parameters)
+    state.step += 1
+    return {"sft/loss": loss.item(), "sft/grad_norm": norm.item(), "sft/lr": lr} | {
+        f"sft/{name}": value for name, value in parts.items()
+    }
+
+
+def starting_point(config: SFTConfig) -> tuple[UnifiedModel, TinyAE, WordTokenizer]:
+    """The stage's model (loaded, or new with seeded weights), its codec and tokenizer."""
+    if config.init is not None:
+        start = load_pretrained(Path(config.init))
+        return start.model, start.codec, start.tokenizer
+    tokenizer = WordTokenizer()
+    sizes = config.model
+    model_config = UnifiedConfig.tiny(
+        vocab=tokenizer.vocab_size,
+        token_ids=tokenizer.token_ids,
+        image_size=sizes.image_size,
+        hidden=sizes.hidden,
+        layers=sizes.layers,
+        mlp=3 * sizes.hidden,
+        codec=CodecConfig(kind="tiny", width=sizes.codec_width),
+    )
+    codec = load_codec(Path(config.codec), z=model_config.codec.z, width=sizes.codec_width)
+    model = UnifiedModel(model_config)
+    model.init_weights(seeds.generator("init", config.seed))
+    return model, codec, tokenizer
+
+
+def new_state(config: SFTConfig, model: UnifiedModel) -> State:
+    """Optimiser and average over the parameters that the stage trains; the others are frozen."""
+    parameters = freeze_but(model, config.train)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay
+    )
+    return State(
+        model=model, parameters=parameters, optimizer=optimizer, ema=EMA(parameters, config.optim.ema_decay)
+    )
+
+
+def averaged(state: State, codec: TinyAE, tokenizer: WordTokenizer) -> Pretrained:
+    """A copy of the model with the averaged weights."""
+    model = copy.deepcopy(state.model).requires_grad_(False)
+    model.load_state_dict(state.ema.weights, strict=False)
+    return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
+
+
+def save(run: RunDir, state: State) -> None:
+    """Write the state aside, then make it the run's newest checkpoint."""
+    names = list(state.parameters)
+    moments = [state.optimizer.state[p] for p in state.parameters.values()]
+    tensors: dict[str, dict[str, Tensor]] = {
+        "weights": {n: p.detach() for n, p in state.parameters.items()},
+        "ema": state.ema.weights,
+        "exp_avg": {n: m["exp_avg"] for n, m in zip(names, moments, strict=True)},
+        "exp_avg_sq": {n: m["exp_avg_sq"] for n, m in zip(names, moments, strict=True)},
+    }
+    with run.save_checkpoint(state.step) as folder:
+        checkpoint.save_state(folder, tensors, {"step": state.step})
+
+
+@torch.no_grad()
+def restore(run: RunDir, state: State) -> None:
+    """Continue from the run's newest checkpoint, if it has one."""
+    newest = run.latest_checkpoint()
+    if newest is None:
+        return
+    tensors, meta = checkpoint.load_state(newest.path)
+    state.step = state.ema.num_updates = meta["step"]
+    state.ema.weights = tensors["ema"]
+    for name, parameter in state.parameters.items():
+        parameter.copy_(tensors["weights"][name])
+        state.optimizer.state[parameter] = {
+            "step": torch.tensor(float(meta["step"])),
+            "exp_avg": tensors["exp_avg"][name],
+            "exp_avg_sq": tensors["exp_avg_sq"][name],
+        }

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.doctor import check_package, run_checks
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(list(argv))
+    out, err = capsys.readouterr()
+    return int(exit_info.value.code or 0), out, err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in ("quickstart", "sft", "rl", "eval", "edit", "data", "rewards", "report", "doctor"):
+        assert command in out
+
+
+@pytest.mark.parametrize("command", ["quickstart", "sft", "rl", "eval", "edit", "data", "rewards", "report"])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run(capsys, command, "--help")[0] == 0
+
+
+def test_help_imports_neither_torch_nor_verl() -> None:
+    code = (
+        "import sys\nfrom experiments import cli\n"
+        "try: cli.main(['rl', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'verl' in sys.modules or 'matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_a_user_error_is_one_message_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, err = run(capsys, "report", str(tmp_path))
+    assert code == 2
+    assert "not a run" in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_reward_is_answered_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "rewards", "describe", "mask_iuo")
+    assert code == 2
+    assert "did you mean 'mask_iou'" in err
+
+
+def test_rewards_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "mask_iou" in run(capsys, "rewards", "list")[1]
+    assert "Intersection over union" in run(capsys, "rewards", "describe", "mask_iou")[1]
+
+
+def test_scenes_are_drawn_into_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "scenes.png"
+    assert run(capsys, "data", "show", "--count", "2", "--out", str(out))[0] == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_short_names_are_looked_up_in_the_command_s_group() -> None:
+    assert cli._named("rl", "tiny") == "rl/tiny"
+    assert cli._named("rl", "rl/tiny") == "rl/tiny"
+    assert cli._named("rl", "mine/run.yaml") == "mine/run.yaml"
+
+
+def test_the_doctor_notices_a_missing_package() -> None:
+    assert all(check.ok for check in run_checks() if check.name.startswith("package"))
+    missing = check_package("no_such_package")
+    assert not missing.ok
+    assert "pip install" in missing.remedy

@@ -1,0 +1,111 @@
+"""Building a recipe's rewards, one's own among them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from gvcot.errors import ConfigError
+from rewards.base import Reward
+from rewards.config import RewardConfig
+from rewards.mix import combine, score_all
+from rewards.registry import REWARDS, build_rewards
+
+EVERYTHING = {"x_cot", "x_edit", "mask", "change_mask", "target"}
+
+OWN = """
+from rewards.base import Reward, result
+
+class Brightness(Reward):
+    name = "brightness"
+    requires = frozenset({"x_edit"})
+    reaches = "x_edit"
+
+    def __init__(self, gain=1.0):
+        self.gain = gain
+
+    def score(self, batch):
+        return result(self.gain * batch.image("x_edit").mean(dim=(1, 2, 3)))
+
+class NotAReward:
+    pass
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "someones_lab.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "someones_lab"
+    sys.modules.pop("someones_lab", None)
+
+
+def test_every_built_in_reward_is_built_by_name():
+    built = build_rewards({name: RewardConfig(type=name) for name in REWARDS}, EVERYTHING)
+    assert list(built) == list(REWARDS)
+    for name, reward in built.items():
+        assert isinstance(reward, Reward)
+        assert reward.name == name
+        assert reward.requires <= EVERYTHING
+
+
+def test_ones_own_reward_is_named_by_module_and_class(own_module, make_batch, square):
+    configs = {
+        "dim": RewardConfig(type=f"{own_module}:Brightness"),
+        "bright": RewardConfig(type=f"{own_module}:Brightness", options={"gain": 2.0}),
+        "mask_iou": RewardConfig(type="mask_iou"),
+    }
+    results = score_all(build_rewards(configs, EVERYTHING), make_batch([square(2, 2, 6, 6)] * 3))
+    scores = combine(results, configs)
+    assert scores.names == ("dim", "bright", "mask_iou")
+    assert scores.raw_BR[0].tolist() == pytest.approx([-0.2, -0.4, 0.0])
+
+
+def test_options_reach_the_reward():
+    built = build_rewards({"p": RewardConfig(type="preservation", options={"tau": 0.5})}, EVERYTHING)
+    assert built["p"].tau == 0.5
+
+
+def test_reaches_can_be_overridden_for_one_recipe_only():
+    configs = {
+        "a": RewardConfig(type="preservation", reaches="x_cot"),
+        "b": RewardConfig(type="preservation"),
+    }
+    built = build_rewards(configs, EVERYTHING)
+    assert built["a"].reaches == "x_cot"
+    assert built["b"].reaches == "x_edit"
+
+
+def test_wrong_recipes_are_refused(own_module):
+    def build(provides=EVERYTHING, **fields):
+        return build_rewards({"mine": RewardConfig(**fields)}, provides)
+
+    with pytest.raises(ConfigError, match="did you mean 'mask_iou'"):
+        build(type="mask_iuo")
+    with pytest.raises(ConfigError, match="cannot import"):
+        build(type="no.such.module:Thing")
+    with pytest.raises(ConfigError, match="not a subclass of rewards.base.Reward"):
+        build(type=f"{own_module}:NotAReward")
+    with pytest.raises(ConfigError, match=r"rewards.mine.options: .*'tao'.*accepts: tau"):
+        build(type="preservation", options={"tao": 1})
+    with pytest.raises(ConfigError, match="tau is -1"):
+        build(type="preservation", options={"tau": -1})
+    with pytest.raises(ConfigError, match=r"mine: mask_iou needs x_cot.*choose a chain"):
+        build(type="mask_iou", provides={"x_edit", "mask"})
+    with pytest.raises(ConfigError, match="needs change_mask, target"):
+        build(type="edit_accuracy", provides={"x_cot", "x_edit", "mask"})
+    with pytest.raises(ConfigError, match="no phase 'x_edti'"):
+        build(type="preservation", reaches="x_edti")
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_wrong_weights_are_refused(weight):
+    with pytest.raises(ConfigError, match="expected a finite number >= 0"):
+        RewardConfig(type="mask_iou", weight=weight)
+
+
+def test_recipes_are_read_without_torch():
+    code = "import sys, rewards.config, rewards.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,82 @@
+"""Ray and verl's controller behind one door."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+
+from gvcot.distributed import init_process_group
+from gvcot.errors import CheckpointError, ResourceError
+from rl import cluster
+
+
+def echo_worker() -> type[cluster.Worker]:
+    """A worker class that travels by value: this file can't be imported by name in a worker."""
+
+    class EchoWorker(cluster.Worker):
+        """Adds numbers over gloo, reports its rank, fails when asked to."""
+
+        def __init__(self, offset: int) -> None:
+            super().__init__()
+            init_process_group("cpu")
+            self._register_dispatch_collect_info(cluster.MESH, self.rank, True)
+            self.offset = offset
+
+        @cluster.register(dispatch_mode=cluster.dispatch_nd)
+        def shift(self, batch: TensorDict) -> TensorDict:
+            rank = torch.full((len(batch),), self.rank)
+            return TensorDict({"y": batch["x"] + self.offset, "rank": rank}, batch_size=[len(batch)])
+
+        @cluster.register(dispatch_mode=cluster.Dispatch.ONE_TO_ALL)
+        def total(self) -> tuple[float, int]:
+            value = torch.tensor(float(self.rank + 1))
+            dist.all_reduce(value)
+            return value.item(), torch.get_num_threads()
+
+        @cluster.register(dispatch_mode=cluster.Dispatch.ONE_TO_ALL)
+        def fail(self) -> None:
+            raise CheckpointError("step_3/state.json is truncated; resume from an earlier step")
+
+    return EchoWorker
+
+
+def test_too_many_workers_are_refused_before_anything_starts():
+    with pytest.raises(ResourceError, match=r"asks for 4096 CPUs .* this machine has \d+\. Lower the number"):
+        cluster.start(num_workers=1024, cpus_per_worker=4)
+
+
+def test_missing_gpus_are_refused():
+    too_many = torch.cuda.device_count() + 1
+    with pytest.raises(ResourceError, match="GPUs"):
+        cluster.start(num_workers=too_many, cpus_per_worker=0, gpus_per_worker=1)
+
+
+def test_unreachable_cluster_is_named():
+    with pytest.raises(ResourceError, match="127.0.0.1:1"):
+        cluster.start(num_workers=1, address="127.0.0.1:1")
+
+
+def test_uneven_spread_over_machines_is_refused():
+    with pytest.raises(ResourceError, match="multiple of 2"):
+        cluster.worker_group(echo_worker(), 3, 0, num_nodes=2)
+
+
+@pytest.mark.slow  # about 20 s: three processes import torch and verl
+def test_two_workers_share_a_batch_reduce_over_gloo_and_raise_their_own_errors():
+    cluster.start(num_workers=2)
+    try:
+        group = cluster.worker_group(echo_worker(), 2, 10)
+        assert group.total() == [(3.0, 1), (3.0, 1)]  # 1 + 2 on both; one thread each
+
+        out = group.shift(TensorDict({"x": torch.arange(4.0)}, batch_size=[4]))
+        assert out["y"].tolist() == [10.0, 11.0, 12.0, 13.0]
+        assert out["rank"].tolist() == [0, 0, 1, 1]
+
+        with pytest.raises(CheckpointError, match=r"^step_3/state.json is truncated"):
+            group.fail()
+        assert group.total() == [(3.0, 1), (3.0, 1)]  # a failed call leaves the group usable
+    finally:
+        cluster.stop()
+    cluster.stop()

@@ -1,0 +1,71 @@
+"""Which reward trains which phase."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gvcot.errors import ConfigError
+from rl.credit import route, routing
+
+PHASES = ("x_cot", "x_edit")
+REACHES = ("x_cot", "x_edit", "x_edit")  # mask IoU, judge, fidelity
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
+
+
+def scores(seed: int = 0) -> tuple[Tensor, Tensor]:
+    advantage_BR = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
+    return advantage_BR, torch.ones(6, 3, dtype=torch.bool)
+
+
+def test_causal_gives_a_phase_everything_downstream_of_it():
+    advantage_BR, kept_BR = scores()
+    advantage_BK, kept_BK = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, "causal")
+    torch.testing.assert_close(advantage_BK[:, 0], advantage_BR @ WEIGHTS)
+    torch.testing.assert_close(advantage_BK[:, 1], advantage_BR[:, 1:] @ WEIGHTS[1:])
+    assert kept_BK.all()
+
+
+def test_factorised_and_broadcast():
+    advantage_BR, kept_BR = scores()
+    own, _ = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, "factorised")
+    torch.testing.assert_close(own[:, 0], advantage_BR[:, 0])
+    torch.testing.assert_close(own[:, 1], advantage_BR[:, 1:] @ WEIGHTS[1:])
+    every, _ = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, "broadcast")
+    torch.testing.assert_close(every, (advantage_BR @ WEIGHTS)[:, None].expand(6, 2))
+
+
+def test_three_phases_in_order():
+    table = routing(["thought", "x_edit", "x_cot"], ["thought", "x_cot", "x_edit"], "causal")
+    assert table.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+
+
+@pytest.mark.parametrize("mode", ["causal", "factorised"])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_the_edit_phase_never_sees_the_reasoning_reward(mode: str, whiten: bool):
+    advantage_BR, kept_BR = scores()
+    louder_BR = advantage_BR * torch.tensor([1000.0, 1.0, 1.0])
+    before, _ = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, mode, whiten=whiten)
+    after, _ = route(louder_BR, kept_BR, WEIGHTS, REACHES, PHASES, mode, whiten=whiten)
+    assert torch.equal(before[:, 1], after[:, 1])
+    assert not torch.equal(before[:, 0], after[:, 0])
+
+
+def test_kept_follows_the_routed_rewards():
+    advantage_BR, _ = scores()
+    kept_BR = torch.tensor([[True, False, False]] * 3 + [[False, True, True]] * 3)
+    advantage_BK, kept_BK = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, "causal")
+    assert kept_BK.tolist() == [[True, False]] * 3 + [[True, True]] * 3
+    assert advantage_BK[:3, 1].eq(0).all()
+
+
+def test_a_phase_that_no_reward_reaches_is_not_trained():
+    advantage_BR, kept_BR = scores()
+    _, kept_BK = route(advantage_BR[:, 1:], kept_BR[:, 1:], WEIGHTS[1:], REACHES[1:], PHASES, "factorised")
+    assert kept_BK.tolist() == [[False, True]] * 6
+
+
+def test_a_reward_of_a_phase_that_the_chain_lacks_is_refused():
+    with pytest.raises(ConfigError, match=r"'x_cot', which this chain doesn't have .*known: x_edit"):
+        routing(["x_cot"], ["x_edit"], "causal")
