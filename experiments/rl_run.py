@@ -28,6 +28,7 @@ from rl.probes import Evaluation
 from rl.scoring import provides
 from rl.train import train
 from rl.worker import PolicyWorker
+from rollout.tensors import table
 
 PANEL_PROMPTS = 4
 """Prompts on a panel of training rollouts, with two of their chains each."""
@@ -90,7 +91,7 @@ class PolicyEvaluator:
         num, workers = len(self._samples), self._config.cluster.num_workers
         index = torch.arange(num + -num % workers).clamp_max(num - 1)
         rows = self._policy.evaluate(TensorDict({"index": index}, batch_size=[len(index)]))[:num]
-        result = Evaluation(values=dict(rows["values"].items()), images=dict(rows["images"].items()))
+        result = Evaluation(values=table(rows, "values"), images=table(rows, "images"))
         rewards = list(self._config.rewards)
         name = self._config.eval.split
         self.latest = record(self._run.path, self._tracker, name, step, result, self._samples, rewards)
@@ -116,7 +117,7 @@ class Watcher:
     def _panel(self, step: int, chains: TensorDict, samples: list[EditSample]) -> None:
         group = self._config.group_size
         rows = [p * group + g for p in range(min(PANEL_PROMPTS, self._config.prompts_per_step)) for g in (0, 1)]
-        images = {str(name): to_uint8(image[rows]) for name, image in chains["images"].items()}
+        images = {name: to_uint8(image[rows]) for name, image in table(chains, "images").items()}
         sheet = drawn_sheet([samples[i] for i in rows], images)
         self._tracker.images(step, "rollout/chains", np.asarray(sheet))
 
@@ -129,8 +130,8 @@ class Watcher:
             "instruction": [s.instruction for s in samples],
         }
         for name in self._config.rewards:
-            valid = scores["valid", name].tolist()
-            raw = scores["raw", name].tolist()
+            valid = scores[f"valid/{name}"].tolist()
+            raw = scores[f"raw/{name}"].tolist()
             columns[name] = [r if v else None for r, v in zip(raw, valid, strict=True)]
         pq.write_table(pa.table(columns), folder / f"step_{step}.parquet")
 

@@ -18,3 +18,20 @@ def mask_prompt(instruction: str) -> str:
 def describe_prompt() -> str:
     """What asks for the painted region in words."""
     return "Describe the marked region."
+
+
+def locate_prompt(instruction: str) -> str:
+    """What asks for the region's box in coordinate words."""
+    return f'Given the instruction: "{instruction}", identify the editing region'
+
+
+def box_words(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
+    """A box (x0, y0, x1, y1) in pixels as coordinate words, each axis cut into 32 bins.
+
+    Args:
+        box: x1 and y1 exclusive.
+        size: (width, height) of the image in pixels.
+    """
+    x0, y0, x1, y1 = box
+    bins = [x0 * 32 // size[0], y0 * 32 // size[1], (x1 - 1) * 32 // size[0], (y1 - 1) * 32 // size[1]]
+    return " ".join(f"<{axis}{value}>" for axis, value in zip("xyxy", bins, strict=True))

@@ -34,6 +34,8 @@ MAY_CHANGE = (
     "name",
     "steps",
     "threads",
+    "max_seconds",
+    "cluster.*",
     "*_every",
     "*.every",
     "eval.*",

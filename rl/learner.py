@@ -84,7 +84,9 @@ class Learner:
         old = self._sampling_policy(data)
         metrics: dict[str, float] = {}
         for k in range(self._config.loss.updates_per_rollout):
-            metrics |= self._optimizer_step(data, old, step, first=k == 0)
+            now = self._optimizer_step(data, old, step, first=k == 0)
+            # only the first update replays the policy that sampled
+            metrics = now | {name: value for name, value in metrics.items() if "logprob_gap" in name}
         return metrics
 
     @contextmanager
@@ -153,7 +155,7 @@ class Learner:
         if not skipped:
             self.optimizer.step()
             self._update_average()
-        return _weighted_mean(parts, sizes) | {"grad_norm": norm, "skipped": float(skipped)}
+        return merge(parts, sizes) | {"grad_norm": norm, "skipped": float(skipped)}
 
     def _loss(
         self, data: Update, rows: Tensor, replayed: Replays, sampled: Replays
@@ -223,8 +225,14 @@ def policy_loss(
     return loss_BW, metrics | {"kl_old": kl_BW.detach().mean()}
 
 
-def _weighted_mean(parts: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
-    """Means over micro-batches by size; the loss, already divided by the global count, is summed."""
+def merge(parts: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
+    """Means over micro-batches by size, extremes of extremes; the loss, already divided by the global count, is
+    summed."""
     total = sum(sizes)
-    mean = {k: sum(p[k] * n for p, n in zip(parts, sizes, strict=True)) / total for k in parts[0]}
-    return mean | {"loss": sum(p["loss"] for p in parts)}
+    out = {k: sum(p[k] * n for p, n in zip(parts, sizes, strict=True)) / total for k in parts[0]}
+    for name in parts[0]:
+        if name.endswith("_max"):
+            out[name] = max(p[name] for p in parts)
+        elif name.endswith("_min"):
+            out[name] = min(p[name] for p in parts)
+    return out | {"loss": sum(p["loss"] for p in parts)}

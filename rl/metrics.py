@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl.config import RLConfig
+from rollout.tensors import table
 
 
 def step_metrics(
@@ -31,20 +32,14 @@ def step_metrics(
         out[f"reward_std/{name}"] = credit["std"][r].item()
         out[f"reward_missing/{name}"] = credit["missing_fraction"][r].item()
         out[f"reward_zero_std/{name}"] = credit["zero_std_fraction"][r].item()
-    for name, value_B in scores["parts"].items():
+    for name, value_B in table(scores, "part").items():
         out[f"reward_part/{name}"] = value_B.nanmean().item()
-    for name, value_B in flat_items(scores["canary"]):
+    for name, value_B in table(scores, "canary").items():
         out[f"canary/{name}"] = value_B.nanmean().item()
-    for key, value_W in flat_items(updates):
+    for key, value_W in sorted((str(k), v) for k, v in updates.items()):
         phase, _, name = key.partition("/")
         area = "rollout" if name.startswith("logprob_gap") else "policy"
         full = f"{area}/{phase}/{name}" if phase in phases else f"policy/{key}"
-        reduce = torch.max if name.endswith("_max") else torch.sum if key == "loss" else torch.mean
+        reduce = torch.max if name.endswith("_max") else torch.min if name.endswith("_min") else torch.mean
         out[full] = reduce(value_W).item()
-    out["policy/loss"] /= len(updates)
     return out
-
-
-def flat_items(table: TensorDict) -> list[tuple[str, Tensor]]:
-    """(name, values) of a flat TensorDict, in a stable order."""
-    return sorted((str(k), v) for k, v in table.items())

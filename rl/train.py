@@ -105,8 +105,8 @@ def credited(
     Raises:
         RewardError: more than `max_missing_share` of a component's scores are missing.
     """
-    raw_BR = torch.stack([scores["raw", name] for name in config.rewards], 1)
-    valid_BR = torch.stack([scores["valid", name] for name in config.rewards], 1) & raw_BR.isfinite()
+    raw_BR = torch.stack([scores[f"raw/{name}"] for name in config.rewards], 1)
+    valid_BR = torch.stack([scores[f"valid/{name}"] for name in config.rewards], 1) & raw_BR.isfinite()
     mix.check_missing(valid_BR, list(config.rewards), config.max_missing_share)
     if config.shuffle_rewards:
         order_B = shuffle_within_groups(group_B, seeds.generator(config.seed, "shuffle", step))
@@ -126,7 +126,7 @@ def credited(
 def advantage_rows(chains: TensorDict, routed: tuple[Tensor, Tensor]) -> TensorDict:
     """The chains as an update needs them: without images, with advantages and the global denominator."""
     advantage_BK, kept_BK = routed
-    rows = chains.exclude("images")
+    rows = chains.exclude(*(key for key in chains.keys() if str(key).startswith("images/")))
     rows["advantage"], rows["kept"] = advantage_BK, kept_BK
     rows["num_kept"] = kept_BK.sum().float().expand(len(rows)).contiguous()
     return rows

@@ -30,7 +30,7 @@ from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.scoring import provides, reward_batch, watch
 from rollout.sample import chain_noise, window_denoiser
-from rollout.tensors import from_tensordict, to_tensordict
+from rollout.tensors import from_tensordict, table, to_tensordict
 from rollout.window import draw_windows
 
 
@@ -100,20 +100,21 @@ class PolicyWorker(Worker):
 
     @register(dispatch_mode=dispatch_nd)
     def score(self, chains: TensorDict) -> TensorDict:
-        """B drawn chains -> B rows {"raw": {...}, "valid": {...}, "parts": {...}, "canary": {...}}."""
+        """B drawn chains -> B rows "raw/<reward>", "valid/<reward>", "part/<reward>/<part>", "canary/<name>"."""
         index_P, prompt_B = prompts_of(chains["index"])
-        batch = reward_batch(self._policy.codec, self._samples(index_P), prompt_B, chains["images"])
+        batch = reward_batch(self._policy.codec, self._samples(index_P), prompt_B, table(chains, "images"))
         results = score_all(self._rewards, batch)
         num = len(prompt_B)
-        flat = {f"{name}/{part}": value for name, r in results.items() for part, value in r.parts.items()}
+        parts = {f"{name}/{part}": value for name, r in results.items() for part, value in r.parts.items()}
         canary = {name: torch.full((num,), value) for name, value in watch(self._rewards, batch).items()}
         tables = {
             "raw": {name: r.raw_B for name, r in results.items()},
             "valid": {name: r.valid_B for name, r in results.items()},
-            "parts": flat,
+            "part": parts,
             "canary": canary,
         }
-        return TensorDict({k: TensorDict(v, batch_size=[num]) for k, v in tables.items()}, batch_size=[num])
+        leaves = {f"{prefix}/{name}": v for prefix, values in tables.items() for name, v in values.items()}
+        return TensorDict(leaves, batch_size=[num])
 
     @register(dispatch_mode=dispatch_nd)
     def update(self, chains: TensorDict) -> TensorDict:
@@ -147,14 +148,9 @@ class PolicyWorker(Worker):
                 seed=config.seed,
                 batch=config.eval.batch,
             )
-        num = len(samples)
-        return TensorDict(
-            {
-                "values": TensorDict(result.values, batch_size=[num]),
-                "images": TensorDict(result.images, batch_size=[num]),
-            },
-            batch_size=[num],
-        )
+        leaves = {f"values/{name}": v for name, v in result.values.items()}
+        leaves |= {f"images/{name}": v for name, v in result.images.items()}
+        return TensorDict(leaves, batch_size=[len(samples)])
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save(self, folder: str, step: int) -> None:

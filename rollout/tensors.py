@@ -18,12 +18,11 @@ from gvcot.types import Condition, ImagePhase, Trajectory, Window
 
 
 def to_tensordict(trajectory: Trajectory, images: Mapping[str, Tensor]) -> TensorDict:
-    """{"phases": {name: {latents, logprob, final, sigmas, window_start[, feedback_vit]}}, "images": {name: ...}}.
-
-    Every leaf has B rows.
+    """Flat keys "phases/<name>/{latents, logprob, final, sigmas, window_start[, feedback_vit]}" and "images/<name>"
+    (verl's dispatch takes no nested ones). Every leaf has B rows.
     """
-    num = len(trajectory.phases[-1].final_BND) if isinstance(trajectory.phases[-1], ImagePhase) else 0
-    phases = {}
+    leaves: dict[str, Tensor] = {f"images/{name}": image for name, image in images.items()}
+    num = len(next(iter(images.values())))
     for phase in trajectory.phases:
         assert isinstance(phase, ImagePhase), "only image phases are trained"
         leaf = {
@@ -35,14 +34,13 @@ def to_tensordict(trajectory: Trajectory, images: Mapping[str, Tensor]) -> Tenso
         }
         if phase.feedback_vit_B3HW is not None:
             leaf["feedback_vit"] = phase.feedback_vit_B3HW
-        phases[phase.name] = TensorDict(leaf, batch_size=[num])
-    return TensorDict(
-        {
-            "phases": TensorDict(phases, batch_size=[num]),
-            "images": TensorDict(dict(images), batch_size=[num]),
-        },
-        batch_size=[num],
-    )
+        leaves |= {f"phases/{phase.name}/{key}": value for key, value in leaf.items()}
+    return TensorDict(leaves, batch_size=[num])
+
+
+def table(rows: TensorDict, prefix: str) -> dict[str, Tensor]:
+    """The columns "<prefix>/<name>", by name."""
+    return {str(key).removeprefix(prefix + "/"): v for key, v in rows.items() if str(key).startswith(prefix + "/")}
 
 
 def from_tensordict(rows: TensorDict, condition: Condition, phase_names: tuple[str, ...]) -> Trajectory:
@@ -55,7 +53,7 @@ def from_tensordict(rows: TensorDict, condition: Condition, phase_names: tuple[s
     """
     phases = []
     for name in phase_names:
-        leaf = rows["phases", name]
+        leaf = table(rows, f"phases/{name}")
         phases.append(
             ImagePhase(
                 name=name,
@@ -65,7 +63,7 @@ def from_tensordict(rows: TensorDict, condition: Condition, phase_names: tuple[s
                 latents_BVND=leaf["latents"],
                 logprob_BW=leaf["logprob"],
                 final_BND=leaf["final"],
-                feedback_vit_B3HW=leaf.get("feedback_vit", None),
+                feedback_vit_B3HW=leaf.get("feedback_vit"),
             )
         )
     return Trajectory(condition=condition, phases=phases)

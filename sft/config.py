@@ -9,7 +9,10 @@ from gvcot.errors import ConfigError
 from gvcot.types import Feedback
 
 DESCRIBE = "describe"
-"""The understanding task of the base stage: the painted region in words."""
+"""An understanding task of the base stage: the painted region in words."""
+
+LOCATE = "locate"
+"""Its inverse: the region of an instruction as boxes in coordinate words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +41,9 @@ class DataConfig:
 
     num_samples: int = 24_000
     """Training scenes; they are generated and encoded once, then drawn in seeded epochs."""
+
+    entities: tuple[int, int] = (4, 9)
+    """Fewest and most things in a training scene; evaluation always uses the split's own."""
 
     cache_dir: str = "runs/cache"
     """Encoded scenes are kept here, by the codec's and the world's fingerprint."""
@@ -104,8 +110,8 @@ class SFTConfig:
     """Checkpoint folder whose codec is used."""
 
     mix: dict[str, float]
-    """Kinds of samples and their shares: chain names (each image of the chain is a flow target) and
-    "describe"."""
+    """Kinds of samples and their shares: chain names (each image of the chain is a flow target), "describe" and
+    "locate"."""
 
     steps: int
     """Optimiser steps."""
@@ -125,6 +131,9 @@ class SFTConfig:
 
     noise_copies: int = 1
     """Independent noise levels per image and step; they share one prefix in the pack."""
+
+    antithetic: bool = True
+    """Draw the times of an image's copies in antithetic pairs, one on each side of the median."""
 
     shift: float = 1.0
     """Shift of the training times towards noise: t <- s t / (1 + (s - 1) t)."""

@@ -1,7 +1,7 @@
 """What each kind of supervised sample looks like as a sequence.
 
 A kind is a chain (each of its images is a flow target, later phases see the *true* earlier images) or
-"describe" (understanding: the painted region in words). Condition dropout as in BAGEL: text, VAE and ViT
+one of understanding: "describe" (the painted region in words) and "locate" (a region's boxes in words). Condition dropout as in BAGEL: text, VAE and ViT
 conditions of an image are left out independently.
 
 Legend: B rows, N latent tokens, D values per token.
@@ -9,7 +9,7 @@ Legend: B rows, N latent tokens, D values per token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,7 +26,7 @@ from gvcot.model.sequence import Segment
 from gvcot.model.tokenizer import WordTokenizer
 from gvcot.sampler import vit_pixels
 from gvcot.types import ChainConfig, Condition
-from sft.config import DESCRIBE, DropConfig, SFTConfig
+from sft.config import DESCRIBE, LOCATE, DropConfig, SFTConfig
 
 @dataclass(kw_only=True, slots=True)
 class Batch:
@@ -54,7 +54,7 @@ class BatchBuilder:
         self._chains = {
             kind: Chain(ChainConfig(name=kind, feedback=config.feedback), tokenizer, has_vit=model.vit is not None)
             for kind in self._kinds
-            if kind != DESCRIBE
+            if kind not in (DESCRIBE, LOCATE)
         }
 
     def batch(self, step: int) -> Batch:
@@ -70,6 +70,8 @@ class BatchBuilder:
             name = self._kinds[kind]
             if name == DESCRIBE:
                 samples.append(self._describe(row))
+            elif name == LOCATE:
+                samples.append(self._locate(row, drop(config.drop, rng)))
             else:
                 segments, row_targets = self._chain(self._chains[name], row, rng, generator)
                 samples.append(segments)
@@ -81,14 +83,13 @@ class BatchBuilder:
         self, chain: Chain, row: int, rng: np.random.Generator, generator: torch.Generator
     ) -> tuple[list[Segment], list[Tensor]]:
         """One chain with its true images: noisy copies of each, then its clean feedback."""
-        data = self._data
-        segments = chain.prefix(self._condition(chain, row), 0, drop(self._config.drop, rng))
+        config, data = self._config, self._data
+        segments = chain.prefix(self._condition(chain, row), 0, drop(config.drop, rng))
         targets = []
         truth = {"x_cot": data.x_cot_MND[row].float(), "x_edit": data.x_edit_MND[row].float()}
         for phase in chain.phases:
             x0_ND = truth[phase.name]
-            for _ in range(self._config.noise_copies):
-                t = flow.sample_train_t(1, self._config.shift, generator)[0]
+            for t in train_times(config.noise_copies, config.shift, config.antithetic, generator):
                 eps_ND = torch.randn(x0_ND.shape, generator=generator)
                 x_ND = flow.interpolate(x0_ND[None], eps_ND[None], t[None])[0]
                 segments.append(Segment.noise(x_ND, t, data.grid))
@@ -96,7 +97,7 @@ class BatchBuilder:
             if phase is not chain.phases[-1]:
                 shown = self._vit(data.x_cot_M3HW[row : row + 1])
                 shown_3HW = None if shown is None else shown[0]
-                segments += chain.feedback(x0_ND, shown_3HW, data.grid, drop(self._config.drop, rng))
+                segments += chain.feedback(x0_ND, shown_3HW, data.grid, drop(config.drop, rng))
         return segments, targets
 
     def _condition(self, chain: Chain, row: int) -> Condition:
@@ -119,9 +120,32 @@ class BatchBuilder:
         )
         return [image, Segment.text(question), Segment.text(answer, loss=True)]
 
+    def _locate(self, row: int, lost: Drop) -> list[Segment]:
+        """The source, an instruction, and where its region is (the answer carries the text loss)."""
+        data = self._data
+        question = torch.tensor(self._tokenizer.encode(prompts.locate_prompt(data.instructions[row])))
+        answer = torch.tensor(self._tokenizer.encode(data.boxes[row]))
+        segments = [Segment.vae(data.source_MND[row].float(), data.grid, drop=lost.vae)]
+        shown = self._vit(data.source_M3HW[row : row + 1])
+        if shown is not None:
+            segments.append(Segment.vit(shown[0], drop=lost.vit))
+        return [*segments, Segment.text(question), Segment.text(answer, loss=True)]
+
     def _vit(self, images_u8: Tensor) -> Tensor | None:
         vit = self._model.vit
         return None if vit is None else vit_pixels(pixels(images_u8), vit)
+
+
+def train_times(num: int, shift: float, antithetic: bool, generator: torch.Generator) -> Iterator[Tensor]:
+    """Training times one by one, each logit-normal and shifted as BAGEL's.
+
+    In antithetic pairs (z and -z before the logistic) every row is seen both where the region is still undecided
+    and where details are drawn; each time's own distribution stays the same.
+    """
+    z = torch.zeros(1)
+    for i in range(num):
+        z = -z if antithetic and i % 2 else torch.randn(1, generator=generator)
+        yield flow.shift_time(torch.sigmoid(z), shift)[0]
 
 
 def drop(config: DropConfig, rng: np.random.Generator) -> Drop:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gvcot import checkpoint, seeds
+from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
 from gvcot.data.encoded import load_encoded
 from gvcot.model.codec import TinyAE, load_codec
@@ -63,6 +63,7 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
         seed=config.data.seed,
         num_samples=config.data.num_samples,
         size=config.model.image_size,
+        entities=config.data.entities,
         progress=lambda ready, wanted: print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True),
     )
     builder = BatchBuilder(config, model.config, data, tokenizer)
@@ -79,6 +80,8 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
         if state.step % config.save_every == 0 or state.step == config.steps:
             save(run, state)
     final = averaged(state, codec, tokenizer)
+    if not metrics:  # resumed after its last step
+        metrics = evaluate(final, state.step)
     record = {"config": to_dict(config), "metrics": metrics}
     save_pretrained(run.path / "final", final.model, codec, record)
     return metrics
@@ -150,13 +153,10 @@ def averaged(state: State, codec: TinyAE, tokenizer: WordTokenizer) -> Pretraine
 
 def save(run: RunDir, state: State) -> None:
     """Write the state aside, then make it the run's newest checkpoint."""
-    names = list(state.parameters)
-    moments = [state.optimizer.state[p] for p in state.parameters.values()]
-    tensors: dict[str, dict[str, Tensor]] = {
+    tensors = {
         "weights": {n: p.detach() for n, p in state.parameters.items()},
         "ema": state.ema.weights,
-        "exp_avg": {n: m["exp_avg"] for n, m in zip(names, moments, strict=True)},
-        "exp_avg_sq": {n: m["exp_avg_sq"] for n, m in zip(names, moments, strict=True)},
+        "optimizer": distributed.full_optimizer_state(state.model, state.optimizer),
     }
     with run.save_checkpoint(state.step) as folder:
         checkpoint.save_state(folder, tensors, {"step": state.step})
@@ -173,8 +173,4 @@ def restore(run: RunDir, state: State) -> None:
     state.ema.weights = tensors["ema"]
     for name, parameter in state.parameters.items():
         parameter.copy_(tensors["weights"][name])
-        state.optimizer.state[parameter] = {
-            "step": torch.tensor(float(meta["step"])),
-            "exp_avg": tensors["exp_avg"][name],
-            "exp_avg_sq": tensors["exp_avg_sq"][name],
-        }
+    distributed.load_full_optimizer_state(state.model, state.optimizer, tensors["optimizer"])

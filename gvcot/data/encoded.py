@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gvcot import overlay
+from gvcot import overlay, prompts
 from gvcot.data import scenes
 from gvcot.data.images import to_tensor, to_uint8
 from gvcot.model import flow
@@ -55,6 +55,9 @@ class EncodedScenes:
     captions: list[str]
     """The region in words."""
 
+    boxes: list[str]
+    """The region's boxes in coordinate words."""
+
     grid: tuple[int, int]
     """Latent tokens as (rows, columns)."""
 
@@ -70,6 +73,7 @@ def load_encoded(
     seed: int,
     num_samples: int,
     size: int,
+    entities: tuple[int, int] = scenes.CROWDED,
     shard: int = SHARD,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodedScenes:
@@ -82,16 +86,18 @@ def load_encoded(
         seed: world seed.
         num_samples: M; the last shard may be partly used.
         size: pixels per side.
+        entities: fewest and most things in a scene.
         shard: scenes per file.
         progress: called with (scenes ready, scenes wanted) after each shard.
     """
-    folder = cache_dir / fingerprint(codec, seed=seed, size=size, patch=config.latent_patch, shard=shard)
+    crowd = {} if entities == scenes.CROWDED else {"fewest": entities[0], "most": entities[1]}
+    folder = cache_dir / fingerprint(codec, seed=seed, size=size, patch=config.latent_patch, shard=shard, **crowd)
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for first in range(0, num_samples, shard):
         path = folder / f"{first:08d}.safetensors"
         if not path.exists():
-            write_shard(path, *encode_shard(codec, config, seed, range(first, first + shard), size))
+            write_shard(path, *encode_shard(codec, config, seed, range(first, first + shard), size, entities))
         shards.append((load_file(path), json.loads(path.with_suffix(".json").read_text())))
         if progress is not None:
             progress(min(first + shard, num_samples), num_samples)
@@ -112,10 +118,15 @@ def fingerprint(codec: TinyAE, **parts: int) -> str:
 
 @torch.no_grad()
 def encode_shard(
-    codec: TinyAE, config: UnifiedConfig, seed: int, indices: range, size: int
+    codec: TinyAE,
+    config: UnifiedConfig,
+    seed: int,
+    indices: range,
+    size: int,
+    entities: tuple[int, int] = scenes.CROWDED,
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """(tensors, texts) of some training scenes, under the field names of `EncodedScenes`."""
-    samples = [scenes.generate(seed, i, split="train", size=size) for i in indices]
+    samples = [scenes.generate(seed, i, split="train", size=size, entities=entities) for i in indices]
     source = to_tensor([s.source_HW3 for s in samples])
     target = to_tensor([s.target_HW3 for s in samples if s.target_HW3 is not None])
     mask_MHW = torch.from_numpy(np.stack([s.mask_HW for s in samples]))
@@ -131,6 +142,7 @@ def encode_shard(
     texts = {
         "instructions": [s.instruction for s in samples],
         "captions": [s.region_caption for s in samples],
+        "boxes": [" ".join(prompts.box_words(r.box, (size, size)) for r in s.regions) for s in samples],
     }
     return tensors, texts
 

@@ -70,6 +70,6 @@ def save_pretrained(
         dtype: of the weights on disk; fp16 halves the size of shipped weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_unified(folder, model, dtype=dtype)
+    save_unified(folder, model, state={k: v.to(dtype) for k, v in model.state_dict().items()})
     save_codec(codec, folder, dtype=dtype)
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")

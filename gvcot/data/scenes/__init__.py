@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gvcot.data.scenes.generator import REFERRALS, SPLITS, TASKS, VERSION, generate, length, samples
+from gvcot.data.scenes.generator import CROWDED, REFERRALS, SPLITS, TASKS, VERSION, generate, length, samples
 from gvcot.data.scenes.splits import Split
 
-__all__ = ["REFERRALS", "SPLITS", "TASKS", "VERSION", "Split", "generate", "length", "samples"]
+__all__ = ["CROWDED", "REFERRALS", "SPLITS", "TASKS", "VERSION", "Split", "generate", "length", "samples"]

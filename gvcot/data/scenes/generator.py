@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gvcot.data.scenes.edit import Edit, Reference, Task
-from gvcot.data.scenes.layout import sample_scene
+from gvcot.data.scenes.layout import CROWDED, sample_scene
 from gvcot.data.scenes.refer import refer
 from gvcot.data.scenes.render import Array, Box, bounds, change_mask, render, render_change, silhouette
 from gvcot.data.scenes.splits import SPLIT_TABLE, Split, is_held_out
 from gvcot.data.scenes.tasks import TASK_TABLE
-from gvcot.data.scenes.world import WORLD, Entity
+from gvcot.data.scenes.world import GRID, WORLD, Entity
 from gvcot.errors import DataError, closest
 from gvcot.types import EditSample, Referral, Region
 
@@ -42,7 +42,13 @@ class Problem:
 
 
 def generate(
-    seed: int, index: int, *, split: Split = "train", size: int = 64, tasks: Sequence[str] | None = None
+    seed: int,
+    index: int,
+    *,
+    split: Split = "train",
+    size: int = 64,
+    tasks: Sequence[str] | None = None,
+    entities: tuple[int, int] = CROWDED,
 ) -> EditSample:
     """The sample at `index` of a split's stream: the same for the same arguments, always and everywhere.
 
@@ -53,19 +59,30 @@ def generate(
         size: Side of the image in pixels, a multiple of 16 and at least 64. Scenes scale with it, so the
             same index is the same scene at any size.
         tasks: Names of `TASKS` to draw from; all by default.
+        entities: Fewest and most things in a scene, within 2 to 16.
 
     Raises:
         DataError: An argument is out of its range or a name is unknown.
     """
     if size < WORLD or size % 16:
         raise DataError(f"image size {size} does not fit Scenes; expected a multiple of 16, at least 64")
-    problem = compose(seed, index, split=split, tasks=tasks)
+    problem = compose(seed, index, split=split, tasks=tasks, entities=entities)
     suffix = "" if tasks is None else "/" + "+".join(tasks)
+    suffix += "" if entities == CROWDED else f"/{entities[0]}-{entities[1]}"
     return _render(problem, size, f"scenes/{split}/{seed}/{index}{suffix}")
 
 
-def compose(seed: int, index: int, *, split: Split = "train", tasks: Sequence[str] | None = None) -> Problem:
+def compose(
+    seed: int,
+    index: int,
+    *,
+    split: Split = "train",
+    tasks: Sequence[str] | None = None,
+    entities: tuple[int, int] = CROWDED,
+) -> Problem:
     """What `generate` renders, as symbols; same arguments, same errors."""
+    if not 2 <= entities[0] <= entities[1] <= GRID * GRID:
+        raise DataError(f"entities {entities} do not fit a scene; expected (fewest, most) within 2 to {GRID * GRID}")
     chosen = _check(seed, index, split, tasks)
     spec = SPLIT_TABLE[split]
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, spec.stream, index])))
@@ -74,7 +91,7 @@ def compose(seed: int, index: int, *, split: Split = "train", tasks: Sequence[st
     referral = REFERRALS[turn % len(REFERRALS)]
     task = chosen[turn // len(REFERRALS) % len(chosen)]
     for _ in range(MAX_ATTEMPTS):
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, entities)
         target = int(rng.random() * len(scene.entities))
         expression = refer(scene, target, referral, rng)
         entity = scene.entities[target]

@@ -26,7 +26,8 @@ from gvcot.data.scenes.world import (
 
 T = TypeVar("T")
 
-MIN_ENTITIES, MAX_ENTITIES = 4, 9
+CROWDED = (4, 9)
+"""Fewest and most entities of a scene, by default."""
 
 _COLOR_NAMES = tuple(COLORS)
 _BACKGROUND_NAMES = tuple(BACKGROUNDS)
@@ -39,16 +40,17 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """A random scene of 4 to 9 entities."""
-    count = MIN_ENTITIES + int(rng.random() * (MAX_ENTITIES - MIN_ENTITIES + 1))
+def sample_scene(rng: np.random.Generator, entities: tuple[int, int] = CROWDED) -> Scene:
+    """A random scene with at least entities[0] and at most entities[1] things in it."""
+    fewest, most = entities
+    count = fewest + int(rng.random() * (most - fewest + 1))
     families = _families(rng, count)
     cells = rng.permutation(GRID * GRID)[:count].tolist()
     jitter = rng.uniform(-JITTER, JITTER, (count, 2)).tolist()
-    entities: list[Entity] = []
+    things: list[Entity] = []
     for (shape, color), cell, (dx, dy) in zip(families, cells, jitter, strict=True):
         row, column = divmod(cell, GRID)
-        entities.append(
+        things.append(
             Entity(
                 shape=shape or pick(rng, SHAPES),
                 color=color or pick(rng, _COLOR_NAMES),
@@ -58,7 +60,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
                 y=(row + 0.5) * CELL + dy,
             )
         )
-    return Scene(background=pick(rng, _BACKGROUND_NAMES), entities=tuple(entities))
+    return Scene(background=pick(rng, _BACKGROUND_NAMES), entities=tuple(things))
 
 
 def _families(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:

@@ -1,0 +1,61 @@
+"""Recipes that can't work are refused before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gvcot.config import load
+from gvcot.errors import ConfigError
+from rewards.config import RewardConfig
+from rl.config import ClusterConfig, LossConfig, RLConfig
+from rollout.config import RolloutConfig
+
+
+def config(**changes: Any) -> RLConfig:
+    plain: dict[str, Any] = {
+        "name": "test",
+        "model": "somewhere",
+        "steps": 1,
+        "prompts_per_step": 2,
+        "group_size": 2,
+        "rewards": {"mask_iou": RewardConfig(type="mask_iou")},
+    }
+    return RLConfig(**(plain | changes))
+
+
+def test_the_plain_configuration_is_accepted() -> None:
+    assert config().loss.name == "grpo_clip"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": {}}, "at least one component"),
+        ({"rewards": {"mask_iou": RewardConfig(type="mask_iou", weight=0.0)}}, "every weight is 0"),
+        ({"group_size": 1}, "at least 2 chains to compare; got 1"),
+        ({"prompts_per_step": 3}, "prompts_per_step=3 can't be dealt evenly to cluster.num_workers=2"),
+        ({"rollout": RolloutConfig(noise_level=0.0)}, "no log-probs to train on"),
+        ({"rollout": RolloutConfig(window_size=0)}, "no log-probs to train on"),
+        ({"loss": LossConfig(updates_per_rollout=0)}, "updates_per_rollout: expected at least 1; got 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+def test_prompts_are_dealt_to_the_workers_there_are() -> None:
+    assert config(prompts_per_step=3, cluster=ClusterConfig(num_workers=3)).prompts_per_step == 3
+
+
+@pytest.mark.parametrize("recipe", ["rl/tiny", "rl/quickstart"])
+def test_shipped_recipes_are_valid(recipe: str) -> None:
+    assert load(RLConfig, recipe).rewards
+
+
+def test_a_reward_of_a_recipe_is_removed_or_added_by_an_override() -> None:
+    read = load(RLConfig, "rl/tiny", ["rewards.format=null", "rewards.extra={type: soft_dice, weight: 0.0}"])
+    assert "format" not in read.rewards
+    assert read.rewards["extra"].weight == 0.0

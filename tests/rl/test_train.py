@@ -1,0 +1,127 @@
+"""From scores to advantages, and the checks of the loop. The loop itself runs in tests/e2e."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from gvcot.errors import RewardError
+from gvcot.seeds import generator
+from rewards.config import RewardConfig
+from rl.config import RLConfig
+from rl.train import advantage_rows, check_gap, credited, prompts, shuffle_within_groups
+
+PHASES = ["x_cot", "x_edit"]
+REACHES = ["x_cot", "x_edit"]
+
+
+def config(**changes: Any) -> RLConfig:
+    rewards = {name: RewardConfig(type=name) for name in ("mask_iou", "edit_accuracy")}
+    plain: dict[str, Any] = {"name": "t", "model": "", "steps": 1, "prompts_per_step": 2, "group_size": 4}
+    return RLConfig(**(plain | {"rewards": rewards} | changes))
+
+
+def scores(mask_iou: Tensor, edit: Tensor, valid_edit: Tensor | None = None) -> TensorDict:
+    every = torch.ones(len(mask_iou), dtype=torch.bool)
+    columns = {
+        "raw/mask_iou": mask_iou,
+        "raw/edit_accuracy": edit,
+        "valid/mask_iou": every,
+        "valid/edit_accuracy": every if valid_edit is None else valid_edit,
+    }
+    return TensorDict(columns, batch_size=[len(mask_iou)])
+
+
+GROUP_B = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+MASK_B = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.5, 0.5, 0.5, 0.5])
+EDIT_B = torch.tensor([0.1, 0.1, 0.3, 0.3, 0.0, 1.0, 0.0, 1.0])
+
+
+def test_prompts_continue_the_stream() -> None:
+    seen = [prompts(config(prompts_per_step=4), step) for step in (0, 1, 2)]
+    assert torch.cat([p["index"] for p in seen]).tolist() == list(range(12))
+    assert seen[2]["position"].tolist() == [0, 1, 2, 3]
+    assert seen[2]["step"].tolist() == [2] * 4
+
+
+def test_advantages_are_centred_scores_over_the_group_s_deviation() -> None:
+    (advantage_BK, kept_BK), stats = credited(config(), scores(MASK_B, EDIT_B), GROUP_B, 0, REACHES, PHASES)
+    # group 0: mask_iou -0.3, -0.1, 0.1, 0.3 over std 0.258; edit -0.1, -0.1, 0.1, 0.1 over std 0.1155
+    edit = torch.tensor([-0.866, -0.866, 0.866, 0.866])
+    torch.testing.assert_close(advantage_BK[:4, 1], edit, atol=1e-3, rtol=0)
+    mask = torch.tensor([-1.162, -0.387, 0.387, 1.162])
+    torch.testing.assert_close(advantage_BK[:4, 0], mask + edit, atol=1e-3, rtol=0)
+    # group 1 has no signal in mask_iou, so that its reasoning learns from the edit alone
+    torch.testing.assert_close(advantage_BK[4:, 0], advantage_BK[4:, 1])
+    assert kept_BK.all()
+    torch.testing.assert_close(stats["zero_std_fraction"], torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(stats["overall"], torch.cat([MASK_B, EDIT_B]).mean())
+
+
+def test_missing_scores_are_masked_and_not_zeros() -> None:
+    valid = torch.tensor([False, True, True, True, True, True, True, True])
+    table = scores(MASK_B, EDIT_B, valid)
+    (advantage_BK, kept_BK), stats = credited(config(), table, GROUP_B, 0, REACHES, PHASES)
+    assert kept_BK[0].tolist() == [True, False]  # its mask_iou exists
+    assert advantage_BK[0, 1] == 0.0
+    assert advantage_BK[1:4, 1].sum().abs() < 1e-5  # centred over the three that exist
+    torch.testing.assert_close(stats["missing_fraction"], torch.tensor([0.0, 0.125]))
+
+
+def test_scores_that_are_not_finite_count_as_missing() -> None:
+    broken = EDIT_B.clone()
+    broken[0] = torch.nan
+    (advantage_BK, kept_BK), _ = credited(config(), scores(MASK_B, broken), GROUP_B, 0, REACHES, PHASES)
+    assert not kept_BK[0, 1]
+    assert advantage_BK.isfinite().all()
+
+
+def test_too_many_missing_scores_stop_the_run() -> None:
+    table = scores(MASK_B, EDIT_B, torch.tensor([True] * 3 + [False] * 5))
+    with pytest.raises(RewardError, match=r"edit_accuracy: 6[23]% of 8 scores are missing"):
+        credited(config(), table, GROUP_B, 0, REACHES, PHASES)
+    credited(config(max_missing_share=0.7), table, GROUP_B, 0, REACHES, PHASES)
+
+
+def test_the_shuffled_control_permutes_within_groups_only() -> None:
+    group_B = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]).repeat_interleave(4)
+    order_B = shuffle_within_groups(group_B, generator("test"))
+    assert order_B.sort().values.tolist() == list(range(36))
+    assert torch.equal(group_B[order_B], group_B)
+    assert (order_B != torch.arange(36)).sum() > 20
+    scattered_B = group_B[torch.randperm(36, generator=generator("other"))]  # members need not be adjacent
+    assert torch.equal(scattered_B[shuffle_within_groups(scattered_B, generator("test"))], scattered_B)
+
+
+def test_the_shuffled_control_keeps_each_group_s_advantages_and_deals_them_anew() -> None:
+    table = scores(MASK_B, EDIT_B)
+    shuffled = config(shuffle_rewards=True)
+    (straight, _), _ = credited(config(), table, GROUP_B, 0, REACHES, PHASES)
+    dealt = [credited(shuffled, table, GROUP_B, step, REACHES, PHASES)[0][0] for step in range(4)]
+    for advantage_BK in dealt:
+        for rows in (slice(0, 4), slice(4, 8)):
+            torch.testing.assert_close(advantage_BK[rows].sort(0).values, straight[rows].sort(0).values)
+    assert any(not torch.equal(dealt[0], other) for other in dealt[1:])
+    again = credited(shuffled, table, GROUP_B, 2, REACHES, PHASES)[0][0]
+    assert torch.equal(again, dealt[2])
+
+
+def test_an_update_gets_no_images_but_the_global_denominator() -> None:
+    chains = TensorDict({"images/x_cot": torch.zeros(8, 3), "position": GROUP_B}, batch_size=[8])
+    kept_BK = torch.ones(8, 2, dtype=torch.bool)
+    kept_BK[0] = False
+    rows = advantage_rows(chains, (torch.zeros(8, 2), kept_BK))
+    assert sorted(rows.keys()) == ["advantage", "kept", "num_kept", "position"]
+    assert rows["num_kept"].tolist() == [14.0] * 8
+
+
+def test_a_gap_between_rollout_and_replay_stops_the_run() -> None:
+    fine = {"rollout/x_cot/logprob_gap": 1e-6, "rollout/x_edit/logprob_gap": 1e-6}
+    check_gap(config(), fine, PHASES)
+    with pytest.raises(RewardError, match=r"disagree in x_edit: .* 2\.00e-03"):
+        check_gap(config(), fine | {"rollout/x_edit/logprob_gap": 2e-3}, PHASES)
+    check_gap(config(max_logprob_gap=1e-2), fine | {"rollout/x_edit/logprob_gap": 2e-3}, PHASES)
