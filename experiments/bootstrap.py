@@ -25,7 +25,9 @@ class Difference(NamedTuple):
 
 
 def paired(before_B: np.ndarray, after_B: np.ndarray, *, draws: int = 4000, seed: int = 0) -> Difference:
-    """Percentile bootstrap of the mean paired difference, resampling scenes (Efron and Tibshirani, 1993, ch. 13).
+    """Percentile bootstrap of the mean paired difference, resampling scenes.
+
+    Source: Efron and Tibshirani, 1993, ch. 13.
 
     Args:
         before_B, after_B: one value per scene, in the same order; NaN where missing.
@@ -43,9 +45,7 @@ def paired(before_B: np.ndarray, after_B: np.ndarray, *, draws: int = 4000, seed
     delta_B = after_B[both_B] - before_B[both_B]
     rows = np.random.default_rng(seed).integers(len(delta_B), size=(draws, len(delta_B)))
     low, high = np.quantile(delta_B[rows].mean(1), [0.025, 0.975])
-    return Difference(
-        float(before_B[both_B].mean()), float(after_B[both_B].mean()), float(low), float(high)
-    )
+    return Difference(float(before_B[both_B].mean()), float(after_B[both_B].mean()), float(low), float(high))
 
 
 def read_values(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -66,3 +66,29 @@ def compare(before: Path, after: Path, metrics: Sequence[str]) -> dict[str, Diff
     if ids_before != ids_after:
         raise DataError(f"{before} and {after} are not of the same scenes; evaluate both on one split")
     return {m: paired(values_before[m], values_after[m]) for m in metrics if m in values_before}
+
+
+def first_and_last(folder: Path, split: str) -> tuple[Path, Path]:
+    """The evaluations of a run before and after training.
+
+    Raises:
+        DataError: the run has fewer than two evaluations of this split.
+    """
+    found = (folder / "evals").glob(f"{split}.step_*.json")
+    by_step = sorted(found, key=lambda path: int(path.stem.rpartition("_")[2]))
+    if len(by_step) < 2:
+        raise DataError(f"{folder} has {len(by_step)} evaluations on {split}; a comparison needs two")
+    return by_step[0], by_step[-1]
+
+
+def markdown(rows: dict[str, dict[str, Difference]]) -> str:
+    """Runs and their differences as a markdown table: before -> after, change and its 95 % interval."""
+    metrics = list(next(iter(rows.values())))
+    lines = ["| run | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for run, differences in rows.items():
+        cells = [
+            f"{d.before:.3f} → {d.after:.3f} ({d.after - d.before:+.3f} [{d.low:+.3f}, {d.high:+.3f}])"
+            for d in differences.values()
+        ]
+        lines.append(f"| {run} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -115,6 +115,20 @@ def report(
 
 
 @app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    split: Annotated[str, typer.Option(help="Which evaluations.")] = "val",
+    metric: Annotated[list[str] | None, typer.Option(help="Only this metric; may be repeated.")] = None,
+) -> None:
+    """Before and after training, run by run, with paired bootstrap intervals over scenes (markdown)."""
+    from experiments.bootstrap import compare as differences
+    from experiments.bootstrap import first_and_last, markdown
+
+    metrics = metric or ["mask_iou", "edit_accuracy", "preservation", "format"]
+    typer.echo(markdown({str(r): differences(*first_and_last(r, split), metrics) for r in run_dirs}))
+
+
+@app.command()
 def doctor() -> None:
     """Check this installation and machine; exit code 1 if something is wrong."""
     from rich.console import Console

@@ -9,11 +9,10 @@ import torch
 import typer
 from PIL import Image
 
-from experiments.launch import WARM_START, model_folder
 from gvcot import overlay, seeds
 from gvcot.chain import Chain
 from gvcot.data.images import read_image, to_tensor, to_uint8
-from gvcot.model.pretrained import load_pretrained
+from gvcot.model.pretrained import WARM_START, find_model, load_pretrained
 from gvcot.sampler import condition_of, draw, ode_denoiser
 from gvcot.types import ChainConfig, EditSample
 
@@ -43,7 +42,7 @@ def run_edit(
         DataError: unreadable image, a size the model can't take, or unknown words.
         CheckpointError: no usable model.
     """
-    policy = load_pretrained(model_folder(checkpoint or WARM_START))
+    policy = load_pretrained(find_model(checkpoint or WARM_START))
     config, codec = policy.model.config, policy.codec
     source_HW3 = read_image(image, multiple=config.codec.down * config.latent_patch)
     chain = Chain(ChainConfig(), policy.tokenizer, has_vit=config.vit is not None)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,11 +34,12 @@ from rl import probes
 from rl.scoring import provides
 from sft.config import SFTConfig
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalRunConfig:
     """What `gvcot eval` does."""
 
-    split: str = "bench"
+    split: Literal["train", "val", "bench"] = "bench"
     """"val" for tuning, "bench" for claims."""
 
     num_samples: int | None = None
@@ -71,7 +73,8 @@ def standard_rewards(chain: Chain) -> dict[str, Reward]:
     """The standard rewards that a chain can be scored with."""
     given = provides(chain)
     built = build_rewards(
-        {name: RewardConfig(type=name) for name in STANDARD_REWARDS}, given | {p.name for p in CHAINS["gvcot"].phases}
+        {name: RewardConfig(type=name) for name in STANDARD_REWARDS},
+        given | {p.name for p in CHAINS["gvcot"].phases},
     )
     return {name: reward for name, reward in built.items() if reward.requires <= given}
 
@@ -132,7 +135,10 @@ def write_evaluation(
     """`evals/<name>.step_<N>.json` with means and per-sample values; missing scores are null."""
     folder = run / "evals"
     folder.mkdir(exist_ok=True)
-    values = {key: [None if math.isnan(v) else round(v, 5) for v in row.tolist()] for key, row in result.values.items()}
+    values = {
+        key: [None if math.isnan(v) else round(v, 5) for v in row.tolist()]
+        for key, row in result.values.items()
+    }
     content = {
         "name": name,
         "step": step,
@@ -145,7 +151,6 @@ def write_evaluation(
         },
     }
     write_atomic(folder / f"{name}.step_{step}.json", json.dumps(content) + "\n")
-
 
 
 def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, float]]:

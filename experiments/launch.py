@@ -9,33 +9,9 @@ from typing import Any
 import typer
 
 from gvcot.config import dump, flatten, load, to_dict
-from gvcot.errors import CheckpointError
 from gvcot.run_dir import Resume, RunDir
 from rl.config import RLConfig
 from sft.config import CodecTrainConfig, SFTConfig
-
-WARM_START = "warm_start"
-"""Names the shipped model wherever a checkpoint folder is asked for."""
-
-ASSETS = Path(__file__).resolve().parents[1] / "gvcot" / "assets"
-
-
-def model_folder(name: str | Path) -> Path:
-    """The checkpoint folder that a name stands for: the shipped model, a run (its result), or the folder itself.
-
-    Raises:
-        CheckpointError: there is no such folder.
-    """
-    if str(name) == WARM_START:
-        return ASSETS / WARM_START
-    folder = Path(name)
-    for candidate in (folder / "final", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise CheckpointError(
-        f"{str(name)!r} holds no model. Expected a folder with config.json and ema.safetensors, a run folder whose "
-        f"run has finished, or {WARM_START!r} for the shipped model"
-    )
 
 
 def run_sft(
@@ -76,21 +52,25 @@ def run_rl(
         return None
     from experiments.report import build_report
     from experiments.rl_run import execute
+    from gvcot.model.pretrained import find_model
     from gvcot.tracking import Tracker
 
     run = RunDir.open(run_dir or Path("runs") / config.name, config, resume=resume, seed=config.seed)
     with Tracker(run.path, resume_step=run.resume_step if run.resumed else None) as tracker:
-        execute(config, run, tracker, model_folder(config.model))
+        execute(config, run, tracker, find_model(config.model))
     typer.echo(f"done: {run.path}\nreport: {build_report(run.path)}\nmodel: {run.path / 'final'}")
     return run.path
 
 
-def run_eval(checkpoint: str | Path, overrides: Sequence[str], *, split: str, dry_run: bool) -> dict[str, Any] | None:
-    """Evaluate a model on a split with the settings of recipe `eval/scenes`; its metrics, None after a dry run."""
+def run_eval(
+    checkpoint: str | Path, overrides: Sequence[str], *, split: str, dry_run: bool
+) -> dict[str, Any] | None:
+    """Evaluate a model on a split as recipe `eval/scenes` says; its metrics, None after a dry run."""
     from experiments.evaluate import EvalRunConfig, evaluate_folder
+    from gvcot.model.pretrained import find_model
 
     config = load(EvalRunConfig, "eval/scenes", [f"split={split}", *overrides])
     if dry_run:
         typer.echo(dump(config))
         return None
-    return evaluate_folder(model_folder(checkpoint), config)
+    return evaluate_folder(find_model(checkpoint), config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bootstrap import Difference, compare
+from experiments.bootstrap import Difference, compare, first_and_last
 from experiments.launch import run_rl
 
 METRICS = ("mask_iou", "edit_accuracy", "preservation", "format")
@@ -24,7 +24,7 @@ def run_quickstart(run_dir: Path | None, overrides: Sequence[str]) -> Path:
     """
     folder = run_dir or fresh_folder(Path("runs"))
     run_rl("rl/quickstart", overrides, resume="auto", dry_run=False, run_dir=folder)
-    before, after = first_and_last(folder)
+    before, after = first_and_last(folder, SPLIT)
     Console().print(before_after(compare(before, after, METRICS)))
     Console().print(
         f"\nlook at it:  open {folder / 'report.html'}\n"
@@ -43,18 +43,12 @@ def fresh_folder(root: Path) -> Path:
     return root / f"quickstart-{number}"
 
 
-def first_and_last(folder: Path) -> tuple[Path, Path]:
-    """The evaluations before and after training."""
-    steps = sorted(int(p.stem.rpartition("_")[2]) for p in (folder / "evals").glob(f"{SPLIT}.step_*.json"))
-    first, last = (folder / "evals" / f"{SPLIT}.step_{step}.json" for step in (steps[0], steps[-1]))
-    return first, last
-
-
 def before_after(differences: dict[str, Difference]) -> Table:
     """A table with the paired 95 % intervals over scenes."""
     table = Table("metric", "before", "after", "change", "95 % interval", title="on unseen scenes (val)")
     for name, d in differences.items():
         change = d.after - d.before
-        table.add_row(name, f"{d.before:.3f}", f"{d.after:.3f}", f"{change:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]")
+        table.add_row(
+            name, f"{d.before:.3f}", f"{d.after:.3f}", f"{change:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]"
+        )
     return table
-

@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from tensordict import TensorDict
 
 from experiments.evaluate import record
@@ -116,7 +123,9 @@ class Watcher:
 
     def _panel(self, step: int, chains: TensorDict, samples: list[EditSample]) -> None:
         group = self._config.group_size
-        rows = [p * group + g for p in range(min(PANEL_PROMPTS, self._config.prompts_per_step)) for g in (0, 1)]
+        rows = [
+            p * group + g for p in range(min(PANEL_PROMPTS, self._config.prompts_per_step)) for g in (0, 1)
+        ]
         images = {name: to_uint8(image[rows]) for name, image in table(chains, "images").items()}
         sheet = drawn_sheet([samples[i] for i in rows], images)
         self._tracker.images(step, "rollout/chains", np.asarray(sheet))
@@ -173,4 +182,3 @@ def layout(config: RLConfig, phases: list[str]) -> dict[str, dict[str, list[str]
             "edit after another's reasoning": ["eval/probe/shuffled_x_cot/.*"],
         },
     }
-

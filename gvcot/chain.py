@@ -5,7 +5,8 @@ trajectory is conditioned at update time exactly as it was when it was sampled.
 
 Sequence of the `gvcot` chain (GVCoT, arXiv 2603.01893, method figure; segment order as BAGEL's edits):
 
-    system text | source VAE | source ViT | instruction | x_cot (noise) | x_cot VAE | x_cot ViT | x_edit (noise)
+    system text | source VAE | source ViT | instruction
+        | x_cot (noise) | x_cot VAE | x_cot ViT | x_edit (noise)
 
 Legend: B rows, N latent tokens, D values per token, T text tokens, H W pixels.
 """

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ def save_state(directory: Path | str, tensors: Mapping[str, Any], meta: Mapping[
     """Write a state into a directory, which is created; an older state there is replaced.
 
     Args:
-        directory: where to; use `published` around it to make the directory appear whole or not at all.
+        directory: where to; `RunDir.save_checkpoint` makes a directory appear whole or not at all.
         tensors: nested dict of tensors on any device; keys may hold any characters.
         meta: JSON-able record.
 
@@ -66,8 +64,8 @@ def save_state(directory: Path | str, tensors: Mapping[str, Any], meta: Mapping[
     _sync(directory)
 
 
-def load_state(directory: Path | str) -> tuple[NestedTensors, dict[str, Any]]:
-    """Read what `save_state` wrote; tensors come on the CPU.
+def load_state(directory: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what `save_state` wrote: (nested dict whose leaves are tensors on the CPU, record).
 
     Raises:
         CheckpointError: if the state is absent, incomplete, truncated, altered, or of another format.
@@ -88,28 +86,6 @@ def load_state(directory: Path | str) -> tuple[NestedTensors, dict[str, Any]]:
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file ({error}). {_REMEDY}") from error
     return unflatten(flat, record["empty"]), record["meta"]
-
-
-@contextmanager
-def published(directory: Path | str) -> Iterator[Path]:
-    """Fill a directory aside, then rename it into place; an interrupted one never shows.
-
-    Example:
-        with published(run / "checkpoints" / "step_20") as aside:
-            save_state(aside, tensors, meta)
-    """
-    directory = Path(directory)
-    aside = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    for path in sorted(aside.rglob("*")):
-        _sync(path)
-    _sync(aside)
-    if directory.exists():
-        shutil.rmtree(directory)
-    aside.rename(directory)
-    _sync(directory.parent)
 
 
 def flatten(tensors: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from gvcot.chain import Chain
 from gvcot.data.images import to_tensor
 from gvcot.model import flow
+from gvcot.model.attention import Cache
 from gvcot.model.codec import Codec
 from gvcot.model.config import UnifiedConfig, ViTConfig
 from gvcot.model.unified import UnifiedModel
@@ -133,7 +134,8 @@ def draw(
         cache = cache.repeat(chains_per_prompt)
 
     num_chains, grid = num_prompts * chains_per_prompt, condition.grid
-    latent_shape = (num_chains, *condition.source_latent_BND.shape[1:])
+    _, num_tokens, token_dim = condition.source_latent_BND.shape
+    latent_shape = (num_chains, num_tokens, token_dim)
     phases: list[ImagePhase] = []
     images: dict[str, Tensor] = {}
 
@@ -145,9 +147,7 @@ def draw(
             phase = given_phase(spec.name, given[spec.name], grid)
         else:
             phase = denoise(velocity, spec.name, noise(spec.name, latent_shape), grid)
-        images[spec.name] = codec.decode(
-            flow.unpatchify(phase.final_BND, grid, model.config.latent_patch)
-        )
+        images[spec.name] = codec.decode(flow.unpatchify(phase.final_BND, grid, model.config.latent_patch))
         if spec is not chain.phases[-1]:
             if chain.sees_decoded:
                 assert model.config.vit is not None
@@ -157,7 +157,7 @@ def draw(
     return Drawn(trajectory=Trajectory(condition=condition, phases=list(phases)), images=images)
 
 
-def append_feedback(model: UnifiedModel, cache, chain: Chain, phase: ImagePhase) -> None:  # noqa: ANN001
+def append_feedback(model: UnifiedModel, cache: Cache, chain: Chain, phase: ImagePhase) -> None:
     """Let later phases see an image that was just drawn."""
     pixels = phase.feedback_vit_B3HW
     rows = [

@@ -9,7 +9,7 @@ A worker class derives from `Worker`, registers its data-parallel rank in `__ini
 (`self._register_dispatch_collect_info(MESH, self.rank, True)`) and marks its methods:
 
     @register(dispatch_mode=dispatch_nd)            rows of a TensorDict are dealt to the workers in order
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)    every worker gets the same arguments; returns a list
+    @register(dispatch_mode=ONE_TO_ALL)             every worker gets the same arguments; returns a list
 
 Work that can fail for a user's reasons (reading a checkpoint, say) belongs in a method and not in `__init__`:
 an error there kills the worker, and only its text survives.
@@ -26,7 +26,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -62,6 +62,7 @@ from gvcot.errors import GvcotError, ResourceError
 
 __all__ = [
     "MESH",
+    "ONE_TO_ALL",
     "Dispatch",
     "Execute",
     "Worker",
@@ -76,6 +77,9 @@ __all__ = [
 
 MESH = "policy"
 """Name of the data-parallel mesh that workers register themselves in."""
+
+ONE_TO_ALL = Dispatch.ONE_TO_ALL  # pyright: ignore[reportAttributeAccessIssue]
+"""Dispatch mode: every worker gets the same arguments. (verl adds the members of its enum at run time.)"""
 
 dispatch_nd = make_nd_compute_dataproto_dispatch_fn(mesh_name=MESH)
 """Dispatch mode: the rows of a TensorDict go to the workers in order and come back in order."""
@@ -105,6 +109,10 @@ class WorkerGroup(RayWorkerGroup):
             return _raising_causes(func_generator(*args, **kwargs))
 
         return super()._bind_worker_method(user_defined_cls, unwrapping)
+
+    if TYPE_CHECKING:  # the worker class's registered methods, which verl binds at run time
+
+        def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
 
 def start(

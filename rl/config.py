@@ -104,7 +104,7 @@ class RLEvalConfig:
     every: int = 50
     """Training steps between evaluations; 0: none in between. There is always one before and one after."""
 
-    split: str = "val"
+    split: Literal["train", "val", "bench"] = "val"
     num_samples: int = 512
     num_steps: int | None = None
     """ODE steps per image; None: as many as in rollouts."""
@@ -164,11 +164,17 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         if not self.rewards:
-            raise ConfigError("rewards: expected at least one component, such as rewards.mask_iou.type=mask_iou")
+            raise ConfigError(
+                "rewards: expected at least one component, such as rewards.mask_iou.type=mask_iou"
+            )
         if not any(r.weight > 0 for r in self.rewards.values()):
-            raise ConfigError("rewards: every weight is 0, so nothing would be trained; give one a weight above 0")
+            raise ConfigError(
+                "rewards: every weight is 0, so nothing would be trained; give one a weight above 0"
+            )
         if self.group_size < 2:
-            raise ConfigError(f"group_size: a group needs at least 2 chains to compare; got {self.group_size}")
+            raise ConfigError(
+                f"group_size: a group needs at least 2 chains to compare; got {self.group_size}"
+            )
         if self.prompts_per_step % self.cluster.num_workers:
             raise ConfigError(
                 f"prompts_per_step={self.prompts_per_step} can't be dealt evenly to "
@@ -176,8 +182,10 @@ class RLConfig:
             )
         if self.rollout.noise_level == 0 or self.rollout.window_size == 0:
             raise ConfigError(
-                "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to train on; "
-                "use noise_level=0.7 and window_size=2"
+                "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to train "
+                "on; use noise_level=0.7 and window_size=2"
             )
         if self.loss.updates_per_rollout < 1:
-            raise ConfigError(f"loss.updates_per_rollout: expected at least 1; got {self.loss.updates_per_rollout}")
+            raise ConfigError(
+                f"loss.updates_per_rollout: expected at least 1; got {self.loss.updates_per_rollout}"
+            )

@@ -19,7 +19,7 @@ from gvcot import distributed
 from gvcot.chain import Chain
 from gvcot.model.parts import freeze_but
 from gvcot.model.unified import UnifiedModel
-from gvcot.types import Trajectory
+from gvcot.types import ImagePhase, Trajectory
 from rl.cluster import agg_loss
 from rl.config import LossConfig, RLConfig
 from rl.losses.flow_dppo import flow_dppo
@@ -91,8 +91,8 @@ class Learner:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block the policy holds the moving average of its weights. *Collective* only in what is done
-        inside."""
+        """Inside the block the policy holds the moving average of its weights. *Collective* only in what is
+        done inside."""
         if not self._config.optim.ema_decay:
             yield
             return
@@ -128,14 +128,16 @@ class Learner:
         return list(torch.arange(num_chains).split(self._config.optim.micro_batch))
 
     def _sampling_policy(self, data: Update) -> list[Replays] | None:
-        """What the policy says before the first step. With a single step the loss's own (detached) numbers are the
-        same, so None saves a forward."""
+        """What the policy says before the first step. With a single step the loss's own (detached) numbers are
+        the same, so None saves a forward."""
         if self._config.loss.updates_per_rollout == 1:
             return None
         with torch.no_grad():
             return [self._replay(self.model, data, rows) for rows in self.micro_batches(len(data.prompt_B))]
 
-    def _optimizer_step(self, data: Update, old: list[Replays] | None, step: int, *, first: bool) -> dict[str, float]:
+    def _optimizer_step(
+        self, data: Update, old: list[Replays] | None, step: int, *, first: bool
+    ) -> dict[str, float]:
         self._set_learning_rate(step)
         self.optimizer.zero_grad()
         parts: list[dict[str, float]] = []
@@ -144,7 +146,9 @@ class Learner:
             replayed = self._replay(self.model, data, rows)
             sampled = old[i] if old else {name: r.detached() for name, r in replayed.items()}
             if first:
-                drift = max((r.logprob_BW - sampled[n].logprob_BW).abs().max().item() for n, r in replayed.items())
+                drift = max(
+                    (r.logprob_BW - sampled[n].logprob_BW).abs().max().item() for n, r in replayed.items()
+                )
                 assert drift == 0.0, f"the first ratio must be exactly 1; log-probs differ by {drift:.2e}"
             loss, metrics = self._loss(data, rows, replayed, sampled)
             loss.backward()
@@ -160,18 +164,24 @@ class Learner:
     def _loss(
         self, data: Update, rows: Tensor, replayed: Replays, sampled: Replays
     ) -> tuple[Tensor, dict[str, float]]:
-        """Sum over this micro-batch / the global number of kept entries, times the number of workers (FSDP averages
-        gradients over them)."""
+        """Sum over this micro-batch / the global number of kept entries, times the number of workers (FSDP
+        averages gradients over them)."""
         config = self._config
         rows_loss, rows_mask, metrics = [], [], {}
         reference = self._reference_velocities(data, rows)
         for k, phase in enumerate(data.trajectory.phases):
+            assert isinstance(phase, ImagePhase), "only image phases are trained"
             now = replayed[phase.name]
             mask_BW = data.kept_BK[rows, k, None].expand_as(now.logprob_BW)
-            loss_BW, stats = policy_loss(config.loss, now, sampled[phase.name], data.advantage_BK[rows, k], mask_BW)
+            loss_BW, stats = policy_loss(
+                config.loss, now, sampled[phase.name], data.advantage_BK[rows, k], mask_BW
+            )
             gap_BW = now.logprob_BW.detach() - phase.logprob_BW[rows]
             values = {name: float(value) for name, value in stats.items()}
-            values |= {"logprob_gap": gap_BW.abs().mean().item(), "logprob_gap_max": gap_BW.abs().max().item()}
+            values |= {
+                "logprob_gap": gap_BW.abs().mean().item(),
+                "logprob_gap_max": gap_BW.abs().max().item(),
+            }
             if reference is not None:
                 v, v_ref = now.velocity_BWND.flatten(0, 1), reference[phase.name].velocity_BWND.flatten(0, 1)
                 kl_BW = velocity_mse(v, v_ref).view_as(loss_BW)
@@ -181,10 +191,8 @@ class Learner:
             rows_mask.append(mask_BW)
             metrics |= {f"{phase.name}/{name}": value for name, value in values.items()}
         loss_mat, loss_mask = torch.cat(rows_loss, 1), torch.cat(rows_mask, 1)
-        count = max(1.0, data.num_kept * loss_BW.shape[1])
-        loss = agg_loss(
-            loss_mat, loss_mask, "token-mean", dp_size=self._world_size, batch_num_tokens=count
-        )
+        count = max(1, round(data.num_kept) * rows_loss[-1].shape[1])
+        loss = agg_loss(loss_mat, loss_mask, "token-mean", dp_size=self._world_size, batch_num_tokens=count)
         return loss, metrics | {"loss": loss.item()}
 
     def _replay(self, model: UnifiedModel, data: Update, rows: Tensor) -> Replays:
@@ -209,8 +217,8 @@ class Learner:
 def policy_loss(
     config: LossConfig, now: Replay, sampled: Replay, advantage_B: Tensor, mask_BW: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The elementwise loss (b, W) of the configured objective, with its metrics and the exact KL to the policy
-    that sampled ("kl_old")."""
+    """The elementwise loss (b, W) of the configured objective, with its metrics and the exact KL to the
+    policy that sampled ("kl_old")."""
     kl_BW = normal_kl(
         now.mean_BWND.flatten(0, 1), sampled.mean_BWND.flatten(0, 1), now.std_BW.flatten()
     ).view_as(now.logprob_BW)
@@ -226,8 +234,8 @@ def policy_loss(
 
 
 def merge(parts: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
-    """Means over micro-batches by size, extremes of extremes; the loss, already divided by the global count, is
-    summed."""
+    """Means over micro-batches by size, extremes of extremes; the loss, already divided by the global count,
+    is summed."""
     total = sum(sizes)
     out = {k: sum(p[k] * n for p, n in zip(parts, sizes, strict=True)) / total for k in parts[0]}
     for name in parts[0]:

@@ -16,7 +16,11 @@ from rollout.tensors import table
 
 
 def step_metrics(
-    config: RLConfig, scores: TensorDict, credit: dict[str, Tensor], updates: TensorDict, phases: Sequence[str]
+    config: RLConfig,
+    scores: TensorDict,
+    credit: dict[str, Tensor],
+    updates: TensorDict,
+    phases: Sequence[str],
 ) -> dict[str, float]:
     """All scalars of one step.
 

@@ -22,7 +22,7 @@ from gvcot.data.images import to_tensor
 from gvcot.model import flow
 from gvcot.model.pretrained import Pretrained
 from gvcot.sampler import Drawn, condition_of, draw, ode_denoiser
-from gvcot.types import EditSample
+from gvcot.types import EditSample, TextPhase
 from rewards.base import Reward
 from rewards.canaries import canaries
 from rewards.mix import score_all
@@ -127,11 +127,14 @@ def _other_reasoning(policy: Pretrained, samples: Sequence[EditSample], drawn: D
     mask_BHW = torch.from_numpy(np.stack([s.mask_HW for s in samples]))
     painted = overlay.paint(source, mask_BHW, [s.paint for s in samples])
     truth_BND = flow.patchify(policy.codec.encode(painted), policy.model.config.latent_patch)
-    final_BND = drawn.trajectory.phases[0].final_BND
-    return {"shuffled_x_cot": final_BND.roll(1, 0), "true_x_cot": truth_BND}
+    reasoning = drawn.trajectory.phases[0]
+    assert not isinstance(reasoning, TextPhase), "reasoning images come first"
+    return {"shuffled_x_cot": reasoning.final_BND.roll(1, 0), "true_x_cot": truth_BND}
 
 
-def summary(evaluation: Evaluation, samples: Sequence[EditSample], rewards: Sequence[str]) -> dict[str, float]:
+def summary(
+    evaluation: Evaluation, samples: Sequence[EditSample], rewards: Sequence[str]
+) -> dict[str, float]:
     """Means over all samples, and of each reward per referral kind ("<reward>/referral/<kind>") and task."""
     out = evaluation.means()
     for field_name in ("referral", "task"):
@@ -141,4 +144,3 @@ def summary(evaluation: Evaluation, samples: Sequence[EditSample], rewards: Sequ
             for name in rewards:
                 out[f"{name}/{field_name}/{kind}"] = evaluation.values[name][rows].nanmean().item()
     return out
-

@@ -16,6 +16,7 @@ from gvcot.model.codec import Codec
 from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.canaries import canaries, unedited
+
 SAMPLE_FIELDS = ("mask", "change_mask", "target")
 """What a sample of Scenes gives to rewards beside its images."""
 
@@ -75,4 +76,3 @@ def watch(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, float]
 def valid_mean(result: RewardResult) -> float:
     """Mean over valid scores; NaN where there are none."""
     return result.raw_B[result.valid_B].mean().item()
-

@@ -126,7 +126,8 @@ def credited(
 def advantage_rows(chains: TensorDict, routed: tuple[Tensor, Tensor]) -> TensorDict:
     """The chains as an update needs them: without images, with advantages and the global denominator."""
     advantage_BK, kept_BK = routed
-    rows = chains.exclude(*(key for key in chains.keys() if str(key).startswith("images/")))
+    keys = chains.keys()  # a TensorDict itself iterates over its rows
+    rows = chains.exclude(*(key for key in keys if str(key).startswith("images/")))
     rows["advantage"], rows["kept"] = advantage_BK, kept_BK
     rows["num_kept"] = kept_BK.sum().float().expand(len(rows)).contiguous()
     return rows
@@ -145,9 +146,9 @@ def check_gap(config: RLConfig, metrics: dict[str, float], phases: list[str]) ->
         gap = metrics[f"rollout/{phase}/logprob_gap"]
         if gap > config.max_logprob_gap:
             raise RewardError(
-                f"rollout and replay disagree in {phase}: mean |difference of log-probs| is {gap:.2e}, at most "
-                f"{config.max_logprob_gap:.0e} is allowed. Sampling and training don't compute the same model: "
-                "check dtypes and conditions, or raise max_logprob_gap if the precision explains it"
+                f"rollout and replay disagree in {phase}: mean |difference of log-probs| is {gap:.2e}, at "
+                f"most {config.max_logprob_gap:.0e} is allowed. Sampling and training don't compute the same "
+                "model: check dtypes and conditions, or raise max_logprob_gap if the precision explains it"
             )
 
 

@@ -6,6 +6,7 @@ Legend: P prompts and B = P * G chains on this worker, K phases.
 from __future__ import annotations
 
 import random
+import resource
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from gvcot.types import EditSample
 from rewards.mix import score_all
 from rewards.registry import build_rewards
 from rl import probes
-from rl.cluster import MESH, Dispatch, Worker, dispatch_nd, register
+from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, register
 from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.scoring import provides, reward_batch, watch
@@ -35,8 +36,8 @@ from rollout.window import draw_windows
 
 
 class PolicyWorker(Worker):
-    """One process of the policy: learner and train-side sampler on the same weights, so there is no weight sync
-    and no mismatch between sampling and training."""
+    """One process of the policy: learner and train-side sampler on the same weights, so there is no weight
+    sync and no mismatch between sampling and training."""
 
     def __init__(self, config: RLConfig) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class PolicyWorker(Worker):
         self._register_dispatch_collect_info(MESH, self.rank, True)
         self._config = config
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=ONE_TO_ALL)
     def load(self, model_dir: str) -> None:
         """Read the checkpoint folder, shard the model, build rewards and optimiser.
 
@@ -100,7 +101,7 @@ class PolicyWorker(Worker):
 
     @register(dispatch_mode=dispatch_nd)
     def score(self, chains: TensorDict) -> TensorDict:
-        """B drawn chains -> B rows "raw/<reward>", "valid/<reward>", "part/<reward>/<part>", "canary/<name>"."""
+        """B drawn chains -> B rows "{raw,valid}/<reward>", "part/<reward>/<part>", "canary/<name>"."""
         index_P, prompt_B = prompts_of(chains["index"])
         batch = reward_batch(self._policy.codec, self._samples(index_P), prompt_B, table(chains, "images"))
         results = score_all(self._rewards, batch)
@@ -130,13 +131,16 @@ class PolicyWorker(Worker):
             num_kept=float(chains["num_kept"][0]),
         )
         metrics = self._learner.update(data, int(chains["step"][0]))
+        metrics["peak_memory_gb_max"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return TensorDict({k: torch.tensor([v]) for k, v in metrics.items()}, batch_size=[1])
 
     @register(dispatch_mode=dispatch_nd)
     def evaluate(self, rows: TensorDict) -> TensorDict:
         """Rows {"index"} of the evaluation split -> per-sample values and images of the averaged policy."""
         config = self._config
-        samples = [scenes.generate(0, int(i), split=config.eval.split, size=config.data.size) for i in rows["index"]]
+        samples = [
+            scenes.generate(0, int(i), split=config.eval.split, size=config.data.size) for i in rows["index"]
+        ]
         with self._learner.averaged(), distributed.gathered(self._policy.model):
             result = probes.evaluate(
                 self._policy,
@@ -152,20 +156,20 @@ class PolicyWorker(Worker):
         leaves |= {f"images/{name}": v for name, v in result.images.items()}
         return TensorDict(leaves, batch_size=[len(samples)])
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=ONE_TO_ALL)
     def save(self, folder: str, step: int) -> None:
         """Rank 0 writes weights, average and optimiser, gathered from all ranks, into an existing folder."""
         tensors = self._learner.state()
         if self.rank == 0:
             checkpoint.save_state(folder, tensors, {"step": step})
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=ONE_TO_ALL)
     def restore(self, folder: str) -> None:
         """Continue from what `save` wrote, on any number of workers."""
         tensors, _ = checkpoint.load_state(folder)
         self._learner.restore(tensors)
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=ONE_TO_ALL)
     def export(self, folder: str, record: dict[str, object]) -> None:
         """Rank 0 writes the averaged policy as a checkpoint folder that `load_pretrained` reads."""
         with self._learner.averaged():
@@ -190,4 +194,3 @@ def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:
     """Adjacent equal indices are one prompt: (index of each prompt (P,), prompt of each chain (B,))."""
     index_P, prompt_B = torch.unique_consecutive(index_B, return_inverse=True)
     return index_P, prompt_B
-

@@ -1,4 +1,4 @@
-"""Replaying a trajectory with gradients: the log-probs of all window steps of all images in one packed forward.
+"""Replaying a trajectory with gradients: log-probs of all window steps of all images in one packed forward.
 
     prefix | x_cot@t1 | x_cot@t2 | ... | x_cot clean | x_edit@t1 | x_edit@t2 | ...
 
@@ -108,7 +108,7 @@ def replay(
 
 
 def replay_window(phase: ImagePhase, rows: Tensor, velocity_BWND: Tensor, config: RolloutConfig) -> Replay:
-    """The transitions of a phase's window and the log-probs of what was drawn, given velocities (b, W, N, D)."""
+    """Transitions of a phase's window and log-probs of what was drawn, given velocities (b, W, N, D)."""
     first, size, num = phase.window.start, phase.window.size, len(rows)
     x_BWND, next_BWND = phase.latents_BVND[rows, :-1], phase.latents_BVND[rows, 1:]
     sigma_W, next_W = phase.sigmas[first : first + size], phase.sigmas[first + 1 : first + size + 1]

@@ -41,8 +41,12 @@ def window_denoiser(
                 states.append(x_BND)
             v_BND = velocity(x_BND, sigma_B)
             if window.start <= i < window.start + window.size and config.noise_level > 0:
-                move = sde.transition(x_BND, v_BND, sigma_B, next_B, config.noise_level, float(sigmas[1]), config.sampler)
-                noise_BND = seeds.noise_BND([seeds.derive(s, name, "step", i) for s in chain_seeds_B], x_BND.shape[1:])
+                move = sde.transition(
+                    x_BND, v_BND, sigma_B, next_B, config.noise_level, float(sigmas[1]), config.sampler
+                )
+                noise_BND = seeds.noise_BND(
+                    [seeds.derive(s, name, "step", i) for s in chain_seeds_B], x_BND.shape[1:]
+                )
                 x_BND = move.mean_BND + move.std_B[:, None, None] * noise_BND
                 logprobs.append(sde.logprob(x_BND, move.mean_BND, move.std_B))
                 states.append(x_BND)

@@ -18,8 +18,8 @@ from gvcot.types import Condition, ImagePhase, Trajectory, Window
 
 
 def to_tensordict(trajectory: Trajectory, images: Mapping[str, Tensor]) -> TensorDict:
-    """Flat keys "phases/<name>/{latents, logprob, final, sigmas, window_start[, feedback_vit]}" and "images/<name>"
-    (verl's dispatch takes no nested ones). Every leaf has B rows.
+    """Flat keys "phases/<name>/{latents, logprob, final, sigmas, window_start[, feedback_vit]}" and
+    "images/<name>" (verl's dispatch takes no nested ones). Every leaf has B rows.
     """
     leaves: dict[str, Tensor] = {f"images/{name}": image for name, image in images.items()}
     num = len(next(iter(images.values())))
@@ -40,7 +40,9 @@ def to_tensordict(trajectory: Trajectory, images: Mapping[str, Tensor]) -> Tenso
 
 def table(rows: TensorDict, prefix: str) -> dict[str, Tensor]:
     """The columns "<prefix>/<name>", by name."""
-    return {str(key).removeprefix(prefix + "/"): v for key, v in rows.items() if str(key).startswith(prefix + "/")}
+    return {
+        str(key).removeprefix(prefix + "/"): v for key, v in rows.items() if str(key).startswith(prefix + "/")
+    }
 
 
 def from_tensordict(rows: TensorDict, condition: Condition, phase_names: tuple[str, ...]) -> Trajectory:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,9 @@ from sft.config import CodecTrainConfig
 from sft.schedule import learning_rate
 
 
-def codec_loss(codec: TinyAE, images_B3HW: Tensor, noise_BChw: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+def codec_loss(
+    codec: TinyAE, images_B3HW: Tensor, noise_BChw: Tensor, kl_weight: float
+) -> tuple[Tensor, Tensor]:
     """(loss, reconstruction MSE): mean squared error over all values + kl_weight * mean KL to N(0, 1).
 
     Source: Kingma and Welling, arXiv 1312.6114, eq. 10, with both terms as means over their values.
@@ -36,7 +37,7 @@ def codec_loss(codec: TinyAE, images_B3HW: Tensor, noise_BChw: Tensor, kl_weight
     return mse + kl_weight * kl, mse.detach()
 
 
-def scene_images(seed: int, split: str, indices: range, size: int) -> np.ndarray:
+def scene_images(seed: int, split: scenes.Split, indices: range, size: int) -> np.ndarray:
     """uint8 (3n, H, W, 3): source, target and true reasoning image of n scenes, interleaved."""
     samples = [scenes.generate(seed, i, split=split, size=size) for i in indices]
     source = to_tensor([s.source_HW3 for s in samples])
@@ -66,11 +67,13 @@ def fidelity(codec: TinyAE, images_NHW3: np.ndarray) -> dict[str, float]:
     decoded = torch.cat([codec.decode(codec.encode(chunk)) for chunk in images.split(64)])
     psnr_N = -10.0 * ((decoded - images) / 2.0).square().flatten(1).mean(1).log10()
     kinds = ("source", "target", "x_cot")
-    return {"psnr": psnr_N.mean().item()} | {f"psnr_{k}": psnr_N[i::3].mean().item() for i, k in enumerate(kinds)}
+    return {"psnr": psnr_N.mean().item()} | {
+        f"psnr_{k}": psnr_N[i::3].mean().item() for i, k in enumerate(kinds)
+    }
 
 
 @torch.no_grad()
-def mask_readback(codec: TinyAE, seed: int, split: str, indices: range, size: int) -> float:
+def mask_readback(codec: TinyAE, seed: int, split: scenes.Split, indices: range, size: int) -> float:
     """Mean IoU of masks read from round-tripped *true* reasoning images: the ceiling of `mask_iou`."""
     samples = [scenes.generate(seed, i, split=split, size=size) for i in indices]
     source = to_tensor([s.source_HW3 for s in samples])
@@ -88,12 +91,16 @@ def train_codec(config: CodecTrainConfig, run: RunDir, tracker: Tracker) -> dict
     torch.manual_seed(seeds.derive("codec", config.seed))
     codec = TinyAE(z=config.z, width=config.width).to(memory_format=torch.channels_last)  # pyright: ignore
     optimizer = torch.optim.AdamW(
-        codec.parameters(), lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay
+        codec.parameters(),
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        weight_decay=config.optim.weight_decay,
     )
     start = restore(run, codec, optimizer)
     images = scene_images(config.seed, "train", range(config.num_samples), config.image_size)
     began = time.monotonic()
-    for step, batch in zip(range(start, config.steps), batches(images, config.batch_size, config.seed, start)):
+    stream = batches(images, config.batch_size, config.seed, start)
+    for step, batch in zip(range(start, config.steps), stream, strict=False):  # the stream is endless
         noise = torch.randn(
             (config.batch_size, config.z, config.image_size // 8, config.image_size // 8),
             generator=seeds.generator("codec", config.seed, step),
@@ -107,7 +114,14 @@ def train_codec(config: CodecTrainConfig, run: RunDir, tracker: Tracker) -> dict
         optimizer.step()
         if (step + 1) % config.log_every == 0:
             psnr = -10.0 * (mse / 4.0).log10().item()
-            tracker.log(step + 1, {"codec/loss": loss.item(), "codec/train_psnr": psnr, "time/seconds": time.monotonic() - began})
+            tracker.log(
+                step + 1,
+                {
+                    "codec/loss": loss.item(),
+                    "codec/train_psnr": psnr,
+                    "time/seconds": time.monotonic() - began,
+                },
+            )
         if (step + 1) % config.save_every == 0:
             save(run, step + 1, codec, optimizer)
     set_statistics(codec, images)

@@ -85,7 +85,7 @@ class EvalConfig:
     every: int = 1_000
     """Steps between evaluations; 0: only at the end."""
 
-    split: str = "val"
+    split: Literal["train", "val", "bench"] = "val"
     num_samples: int = 128
     """Scenes of the split at each evaluation."""
 
@@ -110,8 +110,8 @@ class SFTConfig:
     """Checkpoint folder whose codec is used."""
 
     mix: dict[str, float]
-    """Kinds of samples and their shares: chain names (each image of the chain is a flow target), "describe" and
-    "locate"."""
+    """Kinds of samples and their shares: chain names (each image of the chain is a flow target), "describe"
+    and "locate"."""
 
     steps: int
     """Optimiser steps."""

@@ -26,5 +26,6 @@ class EMA:
         """Move the average towards the current weights."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         names = list(self.weights)
-        torch._foreach_lerp_([self.weights[n] for n in names], [weights[n].detach() for n in names], 1 - decay)
+        averages, now = [self.weights[n] for n in names], [weights[n].detach() for n in names]
+        torch._foreach_lerp_(averages, now, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1

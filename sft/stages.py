@@ -1,8 +1,8 @@
 """What each kind of supervised sample looks like as a sequence.
 
 A kind is a chain (each of its images is a flow target, later phases see the *true* earlier images) or
-one of understanding: "describe" (the painted region in words) and "locate" (a region's boxes in words). Condition dropout as in BAGEL: text, VAE and ViT
-conditions of an image are left out independently.
+one of understanding: "describe" (the painted region in words) and "locate" (a region's boxes in words).
+Condition dropout as in BAGEL: text, VAE and ViT conditions of an image are left out independently.
 
 Legend: B rows, N latent tokens, D values per token.
 """
@@ -28,6 +28,7 @@ from gvcot.sampler import vit_pixels
 from gvcot.types import ChainConfig, Condition
 from sft.config import DESCRIBE, LOCATE, DropConfig, SFTConfig
 
+
 @dataclass(kw_only=True, slots=True)
 class Batch:
     """Sequences of one step and the targets of their noise segments."""
@@ -52,7 +53,9 @@ class BatchBuilder:
         share = np.array([config.mix[k] for k in self._kinds])
         self._share = share / share.sum()
         self._chains = {
-            kind: Chain(ChainConfig(name=kind, feedback=config.feedback), tokenizer, has_vit=model.vit is not None)
+            kind: Chain(
+                ChainConfig(name=kind, feedback=config.feedback), tokenizer, has_vit=model.vit is not None
+            )
             for kind in self._kinds
             if kind not in (DESCRIBE, LOCATE)
         }
@@ -139,8 +142,8 @@ class BatchBuilder:
 def train_times(num: int, shift: float, antithetic: bool, generator: torch.Generator) -> Iterator[Tensor]:
     """Training times one by one, each logit-normal and shifted as BAGEL's.
 
-    In antithetic pairs (z and -z before the logistic) every row is seen both where the region is still undecided
-    and where details are drawn; each time's own distribution stays the same.
+    In antithetic pairs (z and -z before the logistic) every row is seen both where the region is still
+    undecided and where details are drawn; each time's own distribution stays the same.
     """
     z = torch.zeros(1)
     for i in range(num):

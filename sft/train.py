@@ -18,7 +18,7 @@ from gvcot.data.encoded import load_encoded
 from gvcot.model.codec import TinyAE, load_codec
 from gvcot.model.config import CodecConfig, UnifiedConfig
 from gvcot.model.parts import freeze_but
-from gvcot.model.pretrained import Pretrained, load_pretrained, save_pretrained
+from gvcot.model.pretrained import Pretrained, find_model, load_pretrained, save_pretrained
 from gvcot.model.sequence import pack
 from gvcot.model.tokenizer import WordTokenizer
 from gvcot.model.unified import UnifiedModel
@@ -114,7 +114,7 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
 def starting_point(config: SFTConfig) -> tuple[UnifiedModel, TinyAE, WordTokenizer]:
     """The stage's model (loaded, or new with seeded weights), its codec and tokenizer."""
     if config.init is not None:
-        start = load_pretrained(Path(config.init))
+        start = load_pretrained(find_model(config.init))
         return start.model, start.codec, start.tokenizer
     tokenizer = WordTokenizer()
     sizes = config.model
@@ -137,7 +137,10 @@ def new_state(config: SFTConfig, model: UnifiedModel) -> State:
     """Optimiser and average over the parameters that the stage trains; the others are frozen."""
     parameters = freeze_but(model, config.train)
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay
+        parameters.values(),
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        weight_decay=config.optim.weight_decay,
     )
     return State(
         model=model, parameters=parameters, optimizer=optimizer, ema=EMA(parameters, config.optim.ema_decay)

@@ -80,6 +80,12 @@ def policy(policy_folder: Path) -> Pretrained:
     return load_pretrained(policy_folder)
 
 
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Encoded scenes of the whole stages; filling it takes some seconds, once."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 @dataclass(kw_only=True)
 class Rolled:
     """A rollout of a policy, and all that is needed to replay it."""

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from gvcot.data.images import to_tensor, to_uint8
 from gvcot.model import flow
 from gvcot.model.codec import TinyAE
 from gvcot.model.config import UnifiedConfig
-from gvcot.model.tokenizer import WordTokenizer
 
 SHARD = 1_000
 """Scenes per file of the cache."""
@@ -91,7 +91,9 @@ def load_encoded(
         progress: called with (scenes ready, scenes wanted) after each shard.
     """
     crowd = {} if entities == scenes.CROWDED else {"fewest": entities[0], "most": entities[1]}
-    folder = cache_dir / fingerprint(codec, seed=seed, size=size, patch=config.latent_patch, shard=shard, **crowd)
+    folder = cache_dir / fingerprint(
+        codec, seed=seed, size=size, patch=config.latent_patch, shard=shard, **crowd
+    )
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for first in range(0, num_samples, shard):
@@ -103,7 +105,8 @@ def load_encoded(
             progress(min(first + shard, num_samples), num_samples)
     tensors = {k: torch.cat([t[k] for t, _ in shards])[:num_samples] for k in shards[0][0]}
     texts = {k: [x for _, t in shards for x in t[k]][:num_samples] for k in shards[0][1]}
-    return EncodedScenes(**tensors, **texts, grid=config.latent_grid(size, size))
+    fields: dict[str, Any] = {**tensors, **texts}
+    return EncodedScenes(**fields, grid=config.latent_grid(size, size))
 
 
 def fingerprint(codec: TinyAE, **parts: int) -> str:

@@ -24,10 +24,14 @@ def to_tensor(images_HW3: Sequence[np.ndarray]) -> Tensor:
     """
     shapes = {(i.shape, str(i.dtype)) for i in images_HW3}
     if len(shapes) != 1:
-        raise DataError(f"images of one batch must share one size and type; got {sorted(shapes)}: resize them")
+        raise DataError(
+            f"images of one batch must share one size and type; got {sorted(shapes)}: resize them"
+        )
     stacked = np.stack(images_HW3)
     if stacked.dtype != np.uint8 or stacked.ndim != 4 or stacked.shape[-1] != 3:
-        raise DataError(f"expected uint8 RGB images (H, W, 3); got {next(iter(shapes))}: convert with .convert('RGB')")
+        raise DataError(
+            f"expected uint8 RGB images (H, W, 3); got {next(iter(shapes))}: convert with .convert('RGB')"
+        )
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
@@ -51,10 +55,15 @@ def read_image(path: Path, *, multiple: int) -> np.ndarray:
         with Image.open(path) as image:
             rgb = image.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"cannot read the image {path}: {error}. Expected a PNG, JPEG or WebP file") from error
+        raise DataError(
+            f"cannot read the image {path}: {error}. Expected a PNG, JPEG or WebP file"
+        ) from error
     width, height = rgb.size
     if width % multiple or height % multiple:
-        best = (round(width / multiple) * multiple or multiple, round(height / multiple) * multiple or multiple)
+        best = (
+            round(width / multiple) * multiple or multiple,
+            round(height / multiple) * multiple or multiple,
+        )
         raise DataError(
             f"{path} is {width}x{height} px; both sides must be divisible by {multiple}: "
             f"resize it, e.g. to {best[0]}x{best[1]}"

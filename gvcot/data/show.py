@@ -40,7 +40,7 @@ def contact_sheet(samples: Sequence[EditSample], scale: int = 3, columns: int = 
 def drawn_sheet(
     samples: Sequence[EditSample], images: Mapping[str, np.ndarray], scale: int = 2, columns: int = 2
 ) -> Image.Image:
-    """What a model drew: source, its images in the order of the chain, and target, with the instruction below.
+    """What a model drew: source, its images in the order of the chain, target; the instruction below.
 
     Args:
         samples: At least one, all of one image size.

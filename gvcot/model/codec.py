@@ -143,7 +143,9 @@ class TinyAE(nn.Module):
 def save_codec(codec: TinyAE, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the codec's weights to `folder/ae.safetensors`."""
     state = {k: v.to(dtype).contiguous() for k, v in codec.state_dict().items()}
-    save_file(state, folder / CODEC_FILE, metadata={"kind": "tiny", "z": str(codec.z), "width": str(codec.width)})
+    save_file(
+        state, folder / CODEC_FILE, metadata={"kind": "tiny", "z": str(codec.z), "width": str(codec.width)}
+    )
 
 
 def load_codec(folder: Path, *, z: int, width: int) -> TinyAE:
@@ -166,8 +168,8 @@ def load_codec(folder: Path, *, z: int, width: int) -> TinyAE:
     if expected != found:
         wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise CheckpointError(
-            f"{path} is not a TinyAE with z={z}, width={width}: {len(wrong)} tensors differ, first {wrong[:4]}. "
-            "Use the codec that belongs to this checkpoint's config.json"
+            f"{path} is not a TinyAE with z={z}, width={width}: {len(wrong)} tensors differ, "
+            f"first {wrong[:4]}. Use the codec that belongs to this checkpoint's config.json"
         )
     codec.load_state_dict({k: v.float() for k, v in state.items()})
     return codec.requires_grad_(False)

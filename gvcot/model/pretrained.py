@@ -1,8 +1,8 @@
 """A model with everything it needs to edit: backbone, codec, tokenizer; one folder on disk.
 
-    config.json llm_config.json vit_config.json ema.safetensors    (BAGEL's names; gvcot.model.checkpoint)
-    ae.safetensors                                                  the codec
-    record.json                                                     how the weights were made
+config.json llm_config.json vit_config.json ema.safetensors    (BAGEL's names; gvcot.model.checkpoint)
+ae.safetensors                                                  the codec
+record.json                                                     how the weights were made
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from gvcot.model.unified import UnifiedModel
 
 RECORD_FILE = "record.json"
 
+WARM_START = "warm_start"
+"""Names the shipped model wherever a checkpoint folder is asked for."""
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
 
 @dataclass(kw_only=True, slots=True)
 class Pretrained:
@@ -30,6 +35,24 @@ class Pretrained:
     model: UnifiedModel
     codec: TinyAE
     tokenizer: WordTokenizer
+
+
+def find_model(name: str | Path) -> Path:
+    """The checkpoint folder that a name stands for: the shipped model, a run (its result), or the folder itself.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    if str(name) == WARM_START:
+        return ASSETS / WARM_START
+    folder = Path(name)
+    for candidate in (folder / "final", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"{str(name)!r} holds no model. Expected a folder with config.json and ema.safetensors, a run folder whose "
+        f"run has finished, or {WARM_START!r} for the shipped model"
+    )
 
 
 def load_pretrained(folder: Path) -> Pretrained:

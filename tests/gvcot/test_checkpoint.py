@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvcot.checkpoint import flatten, load_state, published, save_state, unflatten
+from gvcot.checkpoint import flatten, load_state, save_state, unflatten
 from gvcot.distributed import full_optimizer_state, load_full_optimizer_state
 from gvcot.errors import CheckpointError
 
@@ -136,17 +134,3 @@ def test_what_is_neither_tensor_nor_json_is_refused_before_writing(tmp_path: Pat
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_state(tmp_path, {}, {"path": tmp_path})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
-    step = tmp_path / "step_1"
-    with contextlib.suppress(KeyboardInterrupt), published(step) as aside:
-        save_state(aside, {"w": torch.ones(2)}, {})
-        raise KeyboardInterrupt
-    assert not step.exists()
-    for value in (1, 2):  # a leftover is swept away; a second save replaces the first
-        with published(step) as aside:
-            save_state(aside, {}, {"value": value})
-    assert load_state(step)[1] == {"value": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["step_1"]
-    assert json.loads((step / "state.json").read_text())["format"] == 1

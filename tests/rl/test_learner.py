@@ -105,7 +105,9 @@ def test_with_several_updates_the_ratio_is_taken_to_the_policy_that_sampled(roll
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_the_gradient_does_not_depend_on_micro_batches(roll: Callable[..., Any], micro_batch: int) -> None:
     rolled = roll()
-    data = update_of(rolled, ADVANTAGE_BK, torch.tensor([[True, True], [True, False], [False, True], [True, True]]))
+    data = update_of(
+        rolled, ADVANTAGE_BK, torch.tensor([[True, True], [True, False], [False, True], [True, True]])
+    )
     whole, cut = gradient(rolled, data, micro_batch=24), gradient(rolled, data, micro_batch=micro_batch)
     torch.testing.assert_close(cut, whole, atol=1e-4 * whole.abs().max().item(), rtol=1e-3)
 
@@ -115,7 +117,10 @@ def test_chains_without_a_signal_count_neither_above_nor_below_the_line(roll: Ca
     kept = torch.tensor([[True, True], [True, True], [True, True], [False, False]])
     loud = ADVANTAGE_BK.clone()
     loud[3] = 1e3
-    first, second = gradient(rolled, update_of(rolled, ADVANTAGE_BK, kept)), gradient(rolled, update_of(rolled, loud, kept))
+    first, second = (
+        gradient(rolled, update_of(rolled, ADVANTAGE_BK, kept)),
+        gradient(rolled, update_of(rolled, loud, kept)),
+    )
     assert torch.equal(first, second)
 
     rows = torch.arange(3)
@@ -136,7 +141,10 @@ def test_an_update_without_any_signal_changes_nothing(roll: Callable[..., Any]) 
 
 def test_a_louder_mask_reward_leaves_the_edit_s_part_of_the_gradient_alone(roll: Callable[..., Any]) -> None:
     rolled = roll()
-    advantage_BR, kept_BR = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), torch.ones(4, 2).bool()
+    advantage_BR, kept_BR = (
+        torch.randn(4, 2, generator=torch.Generator().manual_seed(0)),
+        torch.ones(4, 2).bool(),
+    )
 
     def routed(scale: float) -> Tensor:
         scaled = advantage_BR * torch.tensor([scale, 1.0])  # mask_iou reaches x_cot, edit_accuracy x_edit
@@ -146,7 +154,10 @@ def test_a_louder_mask_reward_leaves_the_edit_s_part_of_the_gradient_alone(roll:
     assert torch.equal(plain[:, 1], loud[:, 1])
     assert not torch.equal(plain[:, 0], loud[:, 0])
     edit_off = torch.tensor([1.0, 0.0])
-    of_edit = [gradient(rolled, update_of(rolled, a)) - gradient(rolled, update_of(rolled, a * edit_off)) for a in (plain, loud)]
+    of_edit = [
+        gradient(rolled, update_of(rolled, a)) - gradient(rolled, update_of(rolled, a * edit_off))
+        for a in (plain, loud)
+    ]
     assert of_edit[0].abs().max() > 0
     torch.testing.assert_close(of_edit[1], of_edit[0], atol=1e-3 * of_edit[0].abs().max().item(), rtol=0)
 
@@ -191,7 +202,9 @@ def test_only_the_generation_expert_moves_where_asked(roll: Callable[..., Any]) 
     learner_of(rolled, lr=1e-2, train="generation").update(update_of(rolled, ADVANTAGE_BK), 0)
     moved = {name for name, value in weights(rolled).items() if not torch.equal(before[name], value)}
     assert "llm2vae.weight" in moved
-    assert all(any(part in name for part in ("_moe_gen", "vae2llm", "llm2vae", "time_embedder")) for name in moved)
+    assert all(
+        any(part in name for part in ("_moe_gen", "vae2llm", "llm2vae", "time_embedder")) for name in moved
+    )
 
 
 def test_the_distance_to_the_starting_policy_is_0_there_and_grows(roll: Callable[..., Any]) -> None:

@@ -31,12 +31,16 @@ def rewards(chain: Chain) -> dict[str, Reward]:
     return build_rewards({name: RewardConfig(type=name) for name in NAMES}, provides(chain))
 
 
-def run(policy: Pretrained, chain: Chain, rewards: dict[str, Reward], num: int, **options: int | bool) -> Evaluation:
+def run(
+    policy: Pretrained, chain: Chain, rewards: dict[str, Reward], num: int, **options: int | bool
+) -> Evaluation:
     samples = scenes.samples("val", range(num))
     return evaluate(policy, chain, rewards, samples, **({"num_steps": 2, "shift": 1.0, "seed": 0} | options))
 
 
-def test_values_do_not_depend_on_the_batch(policy: Pretrained, chain: Chain, rewards: dict[str, Reward]) -> None:
+def test_values_do_not_depend_on_the_batch(
+    policy: Pretrained, chain: Chain, rewards: dict[str, Reward]
+) -> None:
     whole = run(policy, chain, rewards, 5, probes=False)
     cut = run(policy, chain, rewards, 5, batch=2, probes=False)
     assert whole.images["x_edit"].shape == (5, 3, 64, 64)
@@ -56,8 +60,12 @@ def test_probes_score_edits_after_other_reasoning(
     assert "canary/area_ratio" in values
 
 
-def test_another_seed_draws_other_images(policy: Pretrained, chain: Chain, rewards: dict[str, Reward]) -> None:
-    one, same, other = (run(policy, chain, rewards, 1, seed=s, probes=False).images["x_edit"] for s in (0, 0, 1))
+def test_another_seed_draws_other_images(
+    policy: Pretrained, chain: Chain, rewards: dict[str, Reward]
+) -> None:
+    one, same, other = (
+        run(policy, chain, rewards, 1, seed=s, probes=False).images["x_edit"] for s in (0, 0, 1)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

@@ -28,7 +28,9 @@ def batch(policy: Pretrained) -> RewardBatch:
 
 
 def round_trip(policy: Pretrained, index: int) -> Tensor:
-    return policy.codec.decode(policy.codec.encode(to_tensor([scenes.generate(0, index, split="val").source_HW3])))[0]
+    return policy.codec.decode(
+        policy.codec.encode(to_tensor([scenes.generate(0, index, split="val").source_HW3]))
+    )[0]
 
 
 def test_a_chain_provides_its_phases_and_the_sample_s_truth(policy: Pretrained) -> None:

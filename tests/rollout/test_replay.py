@@ -90,7 +90,9 @@ def test_gradients_of_the_generation_expert_include_what_it_does_to_the_prefix(
     weight.requires_grad_(True)
 
     def total() -> Tensor:
-        return sum((r.logprob_BW.double().sum() for r in replayed(rolled).values()), torch.tensor(0.0).double())
+        return sum(
+            (r.logprob_BW.double().sum() for r in replayed(rolled).values()), torch.tensor(0.0).double()
+        )
 
     (gradient,) = torch.autograd.grad(total(), weight)
     slope = (gradient * direction).sum().item()
@@ -106,7 +108,9 @@ def test_gradients_of_the_generation_expert_include_what_it_does_to_the_prefix(
 def test_step_sizes_and_deviations_are_the_grid_s(roll: Callable[..., Any]) -> None:
     config = RolloutConfig(num_steps=4, noise_level=0.7)
     with torch.no_grad():
-        out = replayed(roll(config=config, windows={"x_cot": Window(start=1, size=2), "x_edit": Window(start=0, size=1)}))
+        out = replayed(
+            roll(config=config, windows={"x_cot": Window(start=1, size=2), "x_edit": Window(start=0, size=1)})
+        )
     torch.testing.assert_close(out["x_cot"].dt_BW, torch.full((4, 2), -0.25))
     torch.testing.assert_close(out["x_edit"].std_BW, torch.full((4, 1), 0.7))  # a, in the first step
     expected = 0.7 * torch.tensor([3.0, 1.0]).sqrt() * 0.5  # a sqrt(s / (1 - s)) sqrt(dt) at s = 3/4, 1/2

@@ -82,7 +82,9 @@ def compose(
 ) -> Problem:
     """What `generate` renders, as symbols; same arguments, same errors."""
     if not 2 <= entities[0] <= entities[1] <= GRID * GRID:
-        raise DataError(f"entities {entities} do not fit a scene; expected (fewest, most) within 2 to {GRID * GRID}")
+        raise DataError(
+            f"entities {entities} do not fit a scene; expected (fewest, most) within 2 to {GRID * GRID}"
+        )
     chosen = _check(seed, index, split, tasks)
     spec = SPLIT_TABLE[split]
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, spec.stream, index])))
@@ -104,7 +106,7 @@ def compose(
     raise AssertionError(f"no scene suits task {task.name!r} and referral {referral!r}")
 
 
-def length(split: str) -> int:
+def length(split: Split) -> int:
     """Number of samples of a bounded split.
 
     Raises:

@@ -78,13 +78,15 @@ def _texts() -> Iterable[str]:
         yield from task.phrases()
     yield prompts.SYSTEM
     yield prompts.mask_prompt("")
+    yield prompts.locate_prompt("")
     yield prompts.describe_prompt()
     yield FURTHER_WORDS
 
 
 def known_words() -> set[str]:
     """Every word that a sample or a prompt can use, and those set aside for later tasks."""
-    return {word for text in _texts() for word in split_words(text)}
+    boxes = (prompts.box_words((i, i, i + 1, i + 1), (32, 32)) for i in range(32))  # words with marks inside
+    return {word for text in _texts() for word in split_words(text)} | set(" ".join(boxes).split())
 
 
 def enumerate_vocabulary() -> list[str]:

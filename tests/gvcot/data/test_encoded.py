@@ -32,7 +32,11 @@ def test_scenes_are_encoded_in_order(policy: Pretrained, tmp_path: Path) -> None
         assert len(data.boxes[i].split()) == 4 * len(sample.regions)
         assert (data.source_M3HW[i].permute(1, 2, 0).numpy() == sample.source_HW3).all()
         assert sample.target_HW3 is not None
-        shown = {"source_MND": sample.source_HW3, "x_cot_MND": painted(sample), "x_edit_MND": sample.target_HW3}
+        shown = {
+            "source_MND": sample.source_HW3,
+            "x_cot_MND": painted(sample),
+            "x_edit_MND": sample.target_HW3,
+        }
         for name, image in shown.items():
             latent = flow.patchify(policy.codec.encode(to_tensor([image])), 2)[0]
             # fp16 on disk; the painted image is encoded before it is rounded to uint8

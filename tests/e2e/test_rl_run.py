@@ -1,0 +1,131 @@
+"""Whole RL runs: real workers on a very small model, from the recipe to the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments.bootstrap import compare
+from experiments.launch import run_rl
+from gvcot.errors import ResourceError
+from gvcot.model.pretrained import find_model, load_pretrained
+from gvcot.tracking import read_metrics
+
+STEPS = 3
+
+
+def run(folder: Path, policy_folder: Path, *overrides: str) -> Path:
+    settings = [
+        f"model={policy_folder}",
+        "prompts_per_step=2",
+        "group_size=3",
+        "rollout.num_steps=4",
+        "rollout.window_range=[0,3]",
+        "optim.lr=1e-3",
+        "optim.warmup_steps=2",
+        "eval.num_samples=4",
+        "eval.every=0",
+        "panel_every=1",
+        "max_missing_share=1.0",  # a random codec hides some of the smallest edits
+        *overrides,
+    ]
+    out = run_rl("rl/tiny", settings, resume="auto", dry_run=False, run_dir=folder)
+    assert out == folder
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three steps with two workers."""
+    return run(tmp_path_factory.mktemp("rl") / "straight", policy_folder, f"steps={STEPS}")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """What a training step logged, without clock times."""
+    logged = [line for line in read_metrics(folder) if "policy/loss" in line]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in logged]
+
+
+@pytest.mark.slow
+def test_every_step_is_logged_once_and_evaluated_before_and_after(straight: Path) -> None:
+    assert [line["step"] for line in lines(straight)] == [1, 2, 3]
+    evaluated = [line for line in read_metrics(straight) if "eval/mask_iou" in line]
+    assert [line["step"] for line in evaluated] == [0, STEPS]
+    last = lines(straight)[-1]
+    for name in ("mask_iou", "edit_accuracy", "preservation", "format"):
+        assert f"reward/{name}" in last
+    assert last["policy/skipped"] == 0.0
+    assert last["policy/grad_norm"] > 0.0
+    assert last["rollout/x_cot/logprob_gap"] < 1e-5
+    assert last["rollout/x_edit/logprob_gap"] < 1e-5
+    assert last["policy/x_edit/ratio_max"] == pytest.approx(1.0)
+    assert last["canary/unedited/edit_accuracy"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_result_is_a_model_that_has_moved(straight: Path, policy_folder: Path) -> None:
+    before, after = load_pretrained(policy_folder), load_pretrained(find_model(straight))
+    start, final = before.model.state_dict(), after.model.state_dict()
+    assert all(value.isfinite().all() for value in final.values())
+    assert not torch.equal(start["llm2vae.weight"], final["llm2vae.weight"])
+    codecs = before.codec.state_dict(), after.codec.state_dict()
+    assert all(torch.equal(codecs[0][k], codecs[1][k]) for k in codecs[0])
+    record = json.loads((straight / "final" / "record.json").read_text())
+    assert record["config"]["steps"] == STEPS
+    assert "eval/mask_iou" in record["metrics"]
+
+
+@pytest.mark.slow
+def test_a_run_can_be_looked_at(straight: Path) -> None:
+    assert "<html" in (straight / "report.html").read_text()
+    events = EventAccumulator(str(straight / "tb"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"reward/mask_iou", "eval/mask_iou", "policy/x_cot/kl_old", "time/step"} <= set(tags["scalars"])
+    assert {"rollout/chains", "eval/val"} <= set(tags["images"])
+    assert [e.step for e in events.Scalars("reward/mask_iou")] == [1, 2, 3]
+    assert [e.step for e in events.Images("rollout/chains")] == [1, 2, 3]
+    assert (straight / "images" / "rollout-chains.step_2.png").is_file()
+    table = pq.read_table(straight / "rollouts" / "step_2.parquet").to_pydict()
+    assert len(table["mask_iou"]) == 6
+    assert np.mean(table["mask_iou"]) == pytest.approx(lines(straight)[1]["reward/mask_iou"], abs=1e-5)
+    before, after = (straight / "evals" / f"val.step_{step}.json" for step in (0, STEPS))
+    assert "mask_iou" in compare(before, after, ["mask_iou"])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    straight: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    resumed = run(tmp_path / "resumed", policy_folder, "steps=2")
+    assert [line["step"] for line in lines(resumed)] == [1, 2]
+    run(resumed, policy_folder, f"steps={STEPS}")
+    assert lines(resumed) == lines(straight)
+    for name in ("final/ema.safetensors", f"checkpoints/step_{STEPS}/state.safetensors"):
+        assert (resumed / name).read_bytes() == (straight / name).read_bytes(), name
+    assert sorted(p.name for p in (resumed / "checkpoints").glob("step_*")) == ["step_2", "step_3"]
+
+
+@pytest.mark.slow
+def test_one_worker_computes_what_two_do(straight: Path, policy_folder: Path, tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", policy_folder, "steps=1", "cluster.num_workers=1")
+    one, two = lines(alone)[0], lines(straight)[0]
+    assert one.keys() == two.keys()
+    for name in ("reward/mask_iou", "reward/preservation", "reward/format"):
+        assert one[name] == pytest.approx(two[name], abs=0.02), name
+    assert one["policy/grad_norm"] == pytest.approx(two["policy/grad_norm"], rel=0.05)
+    assert all(v is None or math.isfinite(v) for v in one.values())
+
+
+def test_more_workers_than_the_machine_has_are_refused_at_once(policy_folder: Path, tmp_path: Path) -> None:
+    too_many = ["cluster.num_workers=4096", "prompts_per_step=4096", "steps=1"]
+    with pytest.raises(ResourceError, match=r"asks for 4096 CPUs .* Lower the number of workers"):
+        run(tmp_path / "run", policy_folder, *too_many)

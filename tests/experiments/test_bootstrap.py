@@ -1,0 +1,74 @@
+"""Paired bootstrap, on cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.bootstrap import compare, paired
+from gvcot.errors import DataError
+
+
+def evaluation(path: Path, ids: list[str], **values: list[float | None]) -> Path:
+    path.write_text(
+        json.dumps({"name": "val", "step": 0, "metrics": {}, "samples": {"id": ids, "values": values}})
+    )
+    return path
+
+
+def test_the_same_gain_on_every_scene_is_certain() -> None:
+    before = np.array([0.1, 0.5, 0.9])
+    assert paired(before, before + 0.25) == pytest.approx((0.5, 0.75, 0.25, 0.25))
+
+
+def test_two_scenes_of_which_one_gains() -> None:
+    # resampled means are 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4
+    assert paired(np.zeros(2), np.array([0.0, 1.0])) == (0.0, 0.5, 0.0, 1.0)
+
+
+def test_pairing_removes_what_scenes_have_in_common() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=400)
+    result = paired(before, before + rng.normal(0.1, 0.1, size=400))
+    assert result.high - result.low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.1)
+    assert result.low > 0
+
+
+def test_scenes_without_both_values_are_left_out() -> None:
+    result = paired(np.array([0.0, np.nan, 0.0, 0.2]), np.array([1.0, 5.0, np.nan, 1.2]))
+    assert result == pytest.approx((0.1, 1.1, 1.0, 1.0))
+
+
+def test_the_resampling_is_seeded() -> None:
+    before, after = np.zeros(20), np.random.default_rng(1).random(20)
+    assert paired(before, after) == paired(before, after)
+    assert paired(before, after) != paired(before, after, seed=1)
+
+
+def test_what_is_not_paired_is_refused() -> None:
+    with pytest.raises(DataError, match="got 2 and 3"):
+        paired(np.zeros(2), np.zeros(3))
+    with pytest.raises(DataError, match="no scene has a value"):
+        paired(np.array([np.nan, 1.0]), np.array([1.0, np.nan]))
+
+
+def test_evaluation_files_are_compared_metric_by_metric(tmp_path: Path) -> None:
+    before = evaluation(
+        tmp_path / "a.json", ["s0", "s1", "s2"], mask_iou=[0.0, 0.2, None], edit_accuracy=[0.0] * 3
+    )
+    after = evaluation(
+        tmp_path / "b.json", ["s0", "s1", "s2"], mask_iou=[0.5, 0.7, 0.9], edit_accuracy=[0.1] * 3
+    )
+    result = compare(before, after, ["mask_iou", "edit_accuracy", "unknown"])
+    assert list(result) == ["mask_iou", "edit_accuracy"]
+    assert result["mask_iou"] == pytest.approx((0.1, 0.6, 0.5, 0.5))
+
+
+def test_evaluations_of_other_scenes_are_refused(tmp_path: Path) -> None:
+    before = evaluation(tmp_path / "a.json", ["s0", "s1"], mask_iou=[0.0, 0.2])
+    after = evaluation(tmp_path / "b.json", ["s1", "s0"], mask_iou=[0.0, 0.2])
+    with pytest.raises(DataError, match="not of the same scenes"):
+        compare(before, after, ["mask_iou"])

@@ -1,0 +1,139 @@
+"""From a recipe to a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.launch import run_eval, run_rl, run_sft
+from experiments.quickstart import first_and_last, fresh_folder
+from gvcot.errors import CheckpointError, ConfigError
+from gvcot.model.pretrained import ASSETS, WARM_START, find_model
+
+
+def dry(run: Callable[..., object], recipe: str, *overrides: str) -> None:
+    assert run(recipe, list(overrides), resume="auto", dry_run=True, run_dir=None) is None
+
+
+@pytest.mark.parametrize(
+    ("run", "recipe"),
+    [
+        (run_sft, "sft/tiny-codec"),
+        (run_sft, "sft/tiny-base"),
+        (run_sft, "sft/tiny-stage1"),
+        (run_sft, "sft/tiny-stage2"),
+        (run_rl, "rl/tiny"),
+        (run_rl, "rl/quickstart"),
+    ],
+)
+def test_a_dry_run_prints_the_whole_configuration(
+    capsys: pytest.CaptureFixture[str], run: Callable[..., object], recipe: str
+) -> None:
+    dry(run, recipe, "steps=7")
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["steps"] == 7
+    assert shown["seed"] == 0  # a default that the recipe doesn't name
+
+
+def test_a_dry_run_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dry(run_rl, "rl/tiny")
+    assert run_eval(WARM_START, ["num_samples=3"], split="val", dry_run=True) is None
+    assert "num_samples: 3" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("run", "recipe", "override", "hint"),
+    [
+        (run_rl, "rl/tiny", "gruop_size=4", "did you mean 'group_size'"),
+        (run_rl, "rl/tiny", "rollout.noise_levle=0.5", "did you mean 'noise_level'"),
+        (run_sft, "sft/tiny-stage1", "stepz=3", "did you mean 'steps'"),
+        (run_sft, "sft/tiny-codec", "widht=8", "did you mean 'width'"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_closest(
+    run: Callable[..., object], recipe: str, override: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        dry(run, recipe, override)
+
+
+def test_an_unknown_recipe_is_answered_with_the_closest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'rl/tiny'"):
+        dry(run_rl, "rl/tinny")
+
+
+def test_a_model_is_named_by_itself_by_its_run_or_as_the_shipped_one(policy_folder: Path) -> None:
+    assert find_model(policy_folder) == policy_folder
+    assert find_model(str(policy_folder)) == policy_folder
+    run = policy_folder.parent / "run"
+    run.mkdir(exist_ok=True)
+    if not (run / "final").exists():
+        (run / "final").symlink_to(policy_folder)
+    assert find_model(run) == run / "final"
+    assert find_model(WARM_START) == ASSETS / "warm_start"
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    for name in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CheckpointError, match=rf"{name.name}'? holds no model"):
+            find_model(name)
+
+
+def test_a_model_is_evaluated_on_a_split(
+    policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["num_samples=4", "num_steps=[1,2]", f"out={tmp_path}", "threads=1"]
+    metrics = run_eval(policy_folder, overrides, split="val", dry_run=False)
+    assert metrics is not None
+    assert sorted(metrics) == ["val-1steps", "val-2steps"]
+    assert "mask_iou" in capsys.readouterr().out
+    record = json.loads((tmp_path / "evals" / "val-2steps.step_0.json").read_text())
+    assert record["samples"]["id"] == [f"scenes/val/0/{i}" for i in range(4)]
+    assert len(record["samples"]["values"]["mask_iou"]) == 4
+    assert record["metrics"]["mask_iou"] == pytest.approx(metrics["val-2steps"]["mask_iou"])
+    assert (tmp_path / "evals" / "val-2steps.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_stage_has_weights_metrics_pictures_and_a_report(
+    policy_folder: Path, cache_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [
+        f"codec={policy_folder}",
+        f"init={policy_folder}",
+        "steps=2",
+        "batch_size=2",
+        "threads=1",
+        "data.num_samples=8",
+        f"data.cache_dir={cache_dir}",
+        "eval.num_samples=3",
+        "eval.num_steps=1",
+    ]
+    run = run_sft("sft/tiny-stage2", overrides, resume="auto", dry_run=False, run_dir=tmp_path / "run")
+    assert run == tmp_path / "run"
+    assert "report:" in capsys.readouterr().out
+    assert find_model(run) == run / "final"
+    assert (run / "report.html").stat().st_size > 1000
+    assert (run / "images" / "eval-val.step_2.png").is_file()
+    assert (run / "evals" / "val.step_2.json").is_file()
+
+
+def test_a_quickstart_never_reuses_a_folder(tmp_path: Path) -> None:
+    assert fresh_folder(tmp_path).name == "quickstart-1"
+    for number in (1, 2):
+        (tmp_path / f"quickstart-{number}").mkdir()
+    assert fresh_folder(tmp_path).name == "quickstart-3"
+
+
+def test_a_quickstart_compares_its_first_and_last_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    for step in (0, 9, 100):
+        (tmp_path / "evals" / f"val.step_{step}.json").touch()
+    assert [p.name for p in first_and_last(tmp_path)] == ["val.step_0.json", "val.step_100.json"]

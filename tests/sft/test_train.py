@@ -1,0 +1,159 @@
+"""A supervised stage trains what it should, and a stopped one goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gvcot.data.encoded import EncodedScenes
+from gvcot.model.pretrained import Pretrained, load_pretrained
+from gvcot.model.sequence import pack
+from gvcot.run_dir import RunDir
+from gvcot.tracking import Tracker, read_metrics
+from sft.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, SFTConfig
+from sft.loss import joint_loss
+from sft.stages import BatchBuilder
+from sft.train import averaged, new_state, starting_point, train, training_step
+
+Make = Callable[..., SFTConfig]
+
+
+@torch.no_grad()
+def loss_on(policy: Pretrained, builder: BatchBuilder, steps: range) -> float:
+    losses = []
+    for step in steps:
+        batch = builder.batch(step)
+        losses.append(
+            joint_loss(policy.model(pack(batch.samples, policy.model.config)), batch.target_MD, 0.25)[
+                0
+            ].item()
+        )
+    return sum(losses) / len(losses)
+
+
+def test_the_loss_falls_on_a_few_scenes(policy: Pretrained, encoded: EncodedScenes, config: Make) -> None:
+    stage = config(steps=60, optim=OptimConfig(lr=5e-3, warmup_steps=5), mix={"gvcot": 0.8, "describe": 0.2})
+    builder = BatchBuilder(stage, policy.model.config, encoded, policy.tokenizer)
+    held_back = range(1000, 1008)  # other times and noise of the same scenes
+    before = loss_on(policy, builder, held_back)
+    state = new_state(stage, policy.model)
+    for _ in range(60):
+        training_step(stage, builder, state)
+    assert loss_on(policy, builder, held_back) < 0.9 * before
+    smooth = averaged(state, policy.codec, policy.tokenizer)
+    assert loss_on(smooth, builder, held_back) < 0.95 * before
+
+
+def test_stage_1_moves_the_generation_expert_alone(
+    policy: Pretrained, encoded: EncodedScenes, config: Make
+) -> None:
+    stage = config(train="generation", mix={"mask": 0.5, "direct": 0.5}, optim=OptimConfig(weight_decay=0.1))
+    before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+    state = new_state(stage, policy.model)
+    builder = BatchBuilder(stage, policy.model.config, encoded, policy.tokenizer)
+    for _ in range(2):
+        training_step(stage, builder, state)
+    moved = {n for n, p in policy.model.named_parameters() if not torch.equal(before[n], p)}
+    assert moved == set(state.parameters)
+    assert all(any(part in n for part in ("_moe_gen", "vae2llm", "llm2vae", "time_embedder")) for n in moved)
+    assert "language_model.model.layers.0.self_attn.q_proj_moe_gen.weight" in moved
+
+
+def test_a_new_model_is_a_function_of_the_seed(config: Make) -> None:
+    stage = config(init=None, model=ModelConfig(hidden=32, layers=1, codec_width=8))
+    one, two = (starting_point(stage)[0].state_dict() for _ in range(2))
+    other = starting_point(config(init=None, model=stage.model, seed=1))[0].state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not torch.equal(one["vae2llm.weight"], other["vae2llm.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    policy: Pretrained, encoded: EncodedScenes, config: Make
+) -> None:
+    stage = config()
+    with torch.no_grad():
+        policy.model.llm2vae.bias.fill_(torch.inf)
+    builder = BatchBuilder(stage, policy.model.config, encoded, policy.tokenizer)
+    with pytest.raises(RuntimeError, match=r"at step 0: lower optim\.lr"):
+        training_step(stage, builder, new_state(stage, policy.model))
+
+
+class PowerCut(Exception):
+    """Ends a run in the middle."""
+
+
+def run_stage(path: Path, config: SFTConfig, cut_at: int | None = None) -> dict[str, float]:
+    def evaluate(policy: Pretrained, step: int) -> dict[str, float]:
+        if step == cut_at:
+            raise PowerCut
+        return {"eval/weight": policy.model.llm2vae.weight.abs().mean().item()}
+
+    run = RunDir.open(path, config, seed=config.seed)
+    with Tracker(path, resume_step=run.resume_step if run.resumed else None) as tracker:
+        return train(config, run, tracker, evaluate)
+
+
+def test_a_stopped_stage_goes_on_bit_for_bit(config: Make, cache_dir: str, tmp_path: Path) -> None:
+    stage = config(
+        mix={"gvcot": 0.6, "describe": 0.2, "locate": 0.2},  # with two rows, some steps have no text
+        batch_size=2,
+        steps=6,
+        save_every=2,
+        log_every=1,
+        threads=1,
+        data=DataConfig(num_samples=16, cache_dir=cache_dir),
+        eval=EvalConfig(every=3),
+    )
+    straight = run_stage(tmp_path / "straight", stage)
+    with pytest.raises(PowerCut):
+        run_stage(tmp_path / "cut", stage, cut_at=3)
+    assert (tmp_path / "cut" / "checkpoints" / "latest").read_text() == "step_2"
+    resumed = run_stage(tmp_path / "cut", stage)
+    assert resumed == straight
+
+    weights = [(tmp_path / run / "final" / "ema.safetensors").read_bytes() for run in ("straight", "cut")]
+    assert weights[0] == weights[1]
+    states = [
+        (tmp_path / run / "checkpoints/step_6/state.safetensors").read_bytes() for run in ("straight", "cut")
+    ]
+    assert states[0] == states[1]
+
+    def logged(run: str) -> list[dict[str, Any]]:
+        return [
+            {k: v for k, v in line.items() if not k.startswith("time/")}
+            for line in read_metrics(tmp_path / run)
+        ]
+
+    assert logged("cut") == logged("straight")
+    assert [line["step"] for line in logged("cut") if "sft/loss" in line] == [1, 2, 3, 4, 5, 6]
+    record = json.loads((tmp_path / "cut" / "final" / "record.json").read_text())
+    assert record["metrics"] == straight
+    load_pretrained(tmp_path / "cut" / "final")
+
+
+def test_the_paper_s_stages_follow_each_other(
+    config: Make, policy_folder: Path, cache_dir: str, tmp_path: Path
+) -> None:
+    plain: dict[str, Any] = {
+        "steps": 2,
+        "batch_size": 2,
+        "threads": 1,
+        "data": DataConfig(num_samples=8, cache_dir=cache_dir),
+        "optim": OptimConfig(warmup_steps=1, ema_decay=0.0),
+    }
+    first = config(train="generation", mix={"mask": 0.7, "direct": 0.3}, **plain)
+    run_stage(tmp_path / "one", first)
+    second = config(init=str(tmp_path / "one" / "final"), **plain)
+    run_stage(tmp_path / "two", second)
+    run_stage(tmp_path / "two", second)  # resumed after its last step: the same result again
+    paths = (policy_folder, tmp_path / "one" / "final", tmp_path / "two" / "final")
+    start, one, two = (load_pretrained(path).model.state_dict() for path in paths)
+    seen, drawn = "language_model.model.layers.0.mlp.up_proj.weight", "llm2vae.weight"
+    assert torch.equal(start[seen], one[seen])
+    assert not torch.equal(start[drawn], one[drawn])
+    assert not torch.equal(one[seen], two[seen])
