@@ -9,7 +9,7 @@ DEV = $(VENV)/.installed-dev
 DOCS = $(VENV)/.installed-docs
 REQUIREMENTS = pyproject.toml constraints.txt
 
-.PHONY: quickstart test test-slow lint docs clean
+.PHONY: quickstart test test-slow lint docs clean warm-start
 
 quickstart: $(BASE)
 	$(VENV)/bin/gvcot quickstart
@@ -46,3 +46,13 @@ $(DEV): $(BASE)
 $(DOCS): $(BASE)
 	$(PIP) -e '.[docs]'
 	touch $@
+
+# Rebuilds the shipped warm start from nothing (about an hour and a half on two cores), in runs/.
+warm-start: $(BASE)
+	$(VENV)/bin/gvcot sft tiny-codec
+	$(VENV)/bin/gvcot sft tiny-base
+	$(VENV)/bin/gvcot sft tiny-locate
+	$(VENV)/bin/gvcot sft tiny-stage1
+	$(VENV)/bin/gvcot sft tiny-stage2a
+	$(VENV)/bin/gvcot sft tiny-stage2
+	$(VENV)/bin/gvcot export runs/tiny-stage2 gvcot/assets/warm_start --half

@@ -114,6 +114,18 @@ def report(
         typer.echo(build_report(run_dir))
 
 
+@app.command("export")
+def export_model(
+    checkpoint: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its result).")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16.")] = False,
+) -> None:
+    """Write a model as a folder of its own, with the records of the stages that led to it."""
+    from experiments.launch import run_export
+
+    run_export(checkpoint, out, half=half)
+
+
 @app.command()
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.")],

@@ -55,9 +55,10 @@ def run_rl(
     from gvcot.model.pretrained import find_model
     from gvcot.tracking import Tracker
 
+    model = find_model(config.model)
     run = RunDir.open(run_dir or Path("runs") / config.name, config, resume=resume, seed=config.seed)
     with Tracker(run.path, resume_step=run.resume_step if run.resumed else None) as tracker:
-        execute(config, run, tracker, find_model(config.model))
+        execute(config, run, tracker, model)
     typer.echo(f"done: {run.path}\nreport: {build_report(run.path)}\nmodel: {run.path / 'final'}")
     return run.path
 
@@ -74,3 +75,23 @@ def run_eval(
         typer.echo(dump(config))
         return None
     return evaluate_folder(find_model(checkpoint), config)
+
+
+def run_export(checkpoint: str | Path, out: Path, *, half: bool) -> Path:
+    """Write a model as a folder of its own, with the records of all stages that led to it.
+
+    Args:
+        checkpoint: model or run folder.
+        out: folder to write.
+        half: store weights in fp16.
+    """
+    import torch
+
+    from gvcot.model.pretrained import find_model, load_pretrained, read_history, save_pretrained
+
+    folder = find_model(checkpoint)
+    policy = load_pretrained(folder)
+    record = {"stages": read_history(folder)}
+    save_pretrained(out, policy.model, policy.codec, record, torch.float16 if half else torch.float32)
+    typer.echo(out)
+    return out

@@ -182,8 +182,8 @@ class RLConfig:
             )
         if self.rollout.noise_level == 0 or self.rollout.window_size == 0:
             raise ConfigError(
-                "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to train "
-                "on; use noise_level=0.7 and window_size=2"
+                "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to "
+                "train on; use noise_level=0.7 and window_size=2"
             )
         if self.loss.updates_per_rollout < 1:
             raise ConfigError(

@@ -44,6 +44,6 @@ def step_metrics(
         phase, _, name = key.partition("/")
         area = "rollout" if name.startswith("logprob_gap") else "policy"
         full = f"{area}/{phase}/{name}" if phase in phases else f"policy/{key}"
-        reduce = torch.max if name.endswith("_max") else torch.min if name.endswith("_min") else torch.mean
+        reduce = torch.max if key.endswith("_max") else torch.min if key.endswith("_min") else torch.mean
         out[full] = reduce(value_W).item()
     return out

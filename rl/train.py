@@ -107,6 +107,7 @@ def credited(
     """
     raw_BR = torch.stack([scores[f"raw/{name}"] for name in config.rewards], 1)
     valid_BR = torch.stack([scores[f"valid/{name}"] for name in config.rewards], 1) & raw_BR.isfinite()
+    raw_BR = raw_BR.where(valid_BR, 0.0)
     mix.check_missing(valid_BR, list(config.rewards), config.max_missing_share)
     if config.shuffle_rewards:
         order_B = shuffle_within_groups(group_B, seeds.generator(config.seed, "shuffle", step))

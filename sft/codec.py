@@ -5,6 +5,7 @@ Legend: B images, H W pixels.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gvcot import checkpoint, overlay, seeds
+from gvcot.config import to_dict
 from gvcot.data import scenes
 from gvcot.data.images import to_tensor, to_uint8
 from gvcot.model.codec import TinyAE, save_codec
+from gvcot.model.pretrained import RECORD_FILE
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
 from sft.config import CodecTrainConfig
@@ -130,6 +133,8 @@ def train_codec(config: CodecTrainConfig, run: RunDir, tracker: Tracker) -> dict
     folder = run.path / "final"
     folder.mkdir(exist_ok=True)
     save_codec(codec, folder)
+    record = {"config": to_dict(config), "metrics": metrics}
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
     tracker.log(config.steps, {f"codec/{k}": v for k, v in metrics.items()})
     return metrics
 

@@ -38,7 +38,7 @@ class Pretrained:
 
 
 def find_model(name: str | Path) -> Path:
-    """The checkpoint folder that a name stands for: the shipped model, a run (its result), or the folder itself.
+    """The checkpoint folder that a name means: the shipped model, a run (its result), or the folder itself.
 
     Raises:
         CheckpointError: there is no such folder.
@@ -50,8 +50,8 @@ def find_model(name: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     raise CheckpointError(
-        f"{str(name)!r} holds no model. Expected a folder with config.json and ema.safetensors, a run folder whose "
-        f"run has finished, or {WARM_START!r} for the shipped model"
+        f"{str(name)!r} holds no model. Expected a folder with config.json and ema.safetensors, a run folder "
+        f"whose run has finished, or {WARM_START!r} for the shipped model"
     )
 
 
@@ -96,3 +96,17 @@ def save_pretrained(
     save_unified(folder, model, state={k: v.to(dtype) for k, v in model.state_dict().items()})
     save_codec(codec, folder, dtype=dtype)
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Records of the stages that led to a checkpoint folder, first one first, as far as they are there."""
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text())
+    if "stages" in record:
+        return record["stages"]
+    config = record.get("config", {})
+    start = config.get("init") or config.get("model") or config.get("codec")
+    before = read_history(Path(start)) if start and start != WARM_START else []
+    return [*before, record]

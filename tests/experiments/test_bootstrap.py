@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bootstrap import compare, paired
+from experiments.bootstrap import Difference, compare, first_and_last, markdown, paired
 from gvcot.errors import DataError
 
 
@@ -72,3 +72,19 @@ def test_evaluations_of_other_scenes_are_refused(tmp_path: Path) -> None:
     after = evaluation(tmp_path / "b.json", ["s1", "s0"], mask_iou=[0.0, 0.2])
     with pytest.raises(DataError, match="not of the same scenes"):
         compare(before, after, ["mask_iou"])
+
+
+def test_a_run_s_first_and_last_evaluation_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    for name in ("val.step_0", "val.step_9", "val.step_100", "bench.step_500"):
+        (tmp_path / "evals" / f"{name}.json").touch()
+    found = first_and_last(tmp_path, "val")
+    assert [p.name for p in found] == ["val.step_0.json", "val.step_100.json"]
+    with pytest.raises(DataError, match="1 evaluations on bench"):
+        first_and_last(tmp_path, "bench")
+
+
+def test_differences_are_written_as_a_table() -> None:
+    lines = markdown({"runs/a": {"mask_iou": Difference(0.5, 0.6, 0.05, 0.15)}}).split("\n")
+    assert lines[0] == "| run | mask_iou |"
+    assert lines[2] == "| runs/a | 0.500 → 0.600 (+0.100 [+0.050, +0.150]) |"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from experiments.launch import run_eval, run_rl, run_sft
-from experiments.quickstart import first_and_last, fresh_folder
+from experiments.quickstart import fresh_folder
 from gvcot.errors import CheckpointError, ConfigError
 from gvcot.model.pretrained import ASSETS, WARM_START, find_model
 
@@ -130,10 +130,3 @@ def test_a_quickstart_never_reuses_a_folder(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"quickstart-{number}").mkdir()
     assert fresh_folder(tmp_path).name == "quickstart-3"
-
-
-def test_a_quickstart_compares_its_first_and_last_evaluation(tmp_path: Path) -> None:
-    (tmp_path / "evals").mkdir()
-    for step in (0, 9, 100):
-        (tmp_path / "evals" / f"val.step_{step}.json").touch()
-    assert [p.name for p in first_and_last(tmp_path)] == ["val.step_0.json", "val.step_100.json"]

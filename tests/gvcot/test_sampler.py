@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def final(drawn: Drawn, phase: int) -> Tensor:
 @torch.no_grad()
 def euler_by_packs(policy: Pretrained, prefix: list[Segment], x_ND: Tensor, grid: tuple[int, int]) -> Tensor:
     times = [SHIFT * u / (1 + (SHIFT - 1) * u) for u in torch.linspace(1, 0, STEPS + 1).tolist()]
-    for now, after in zip(times, times[1:], strict=False):
+    for now, after in pairwise(times):
         packed = pack([[*prefix, Segment.noise(x_ND, now, grid)]], policy.model.config)
         x_ND = x_ND + (after - now) * policy.model(packed).velocity_MD
     return x_ND

@@ -81,7 +81,7 @@ def test_gradients_reach_the_context_but_not_the_future(roll: Callable[..., Any]
 def test_gradients_of_the_generation_expert_include_what_it_does_to_the_prefix(
     roll: Callable[..., Any],
 ) -> None:
-    """Autograd agrees with a central difference of the log-probs, for which the prefix is computed anew with the
+    """Autograd agrees with a central difference of the log-probs, whose prefix is computed anew with the
     moved weight; gradients of a detached or cached prefix would not."""
     rolled = roll()
     weight = rolled.policy.model.language_model.model.layers[0].self_attn.v_proj_moe_gen.weight

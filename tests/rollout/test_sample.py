@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def field(x_BND: Tensor, t_B: Tensor) -> Tensor:
 
 
 def euler(x_BND: Tensor, times: list[float]) -> Tensor:
-    for now, after in zip(times, times[1:], strict=False):
+    for now, after in pairwise(times):
         x_BND = x_BND + (after - now) * field(x_BND, torch.full((len(x_BND),), now))
     return x_BND
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gvcot.errors import CheckpointError
-from gvcot.model.pretrained import RECORD_FILE, Pretrained, load_pretrained, save_pretrained
+from gvcot.model.pretrained import RECORD_FILE, Pretrained, load_pretrained, read_history, save_pretrained
 from gvcot.model.unified import UnifiedModel
 
 
@@ -50,3 +50,19 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_pretrained(tmp_path)
+
+
+def test_the_history_of_a_model_is_read_from_stage_to_stage(tmp_path: Path) -> None:
+    def record(stage: str, content: dict[str, object]) -> str:
+        folder = tmp_path / stage
+        folder.mkdir()
+        (folder / RECORD_FILE).write_text(json.dumps(content))
+        return str(folder)
+
+    codec = record("codec", {"config": {"name": "codec"}})
+    base = record("base", {"config": {"name": "base", "init": None, "codec": codec}})
+    last = record("last", {"config": {"name": "last", "init": base, "codec": codec}})
+    assert [r["config"]["name"] for r in read_history(Path(last))] == ["codec", "base", "last"]
+    exported = record("exported", {"stages": read_history(Path(last))})
+    assert read_history(Path(exported)) == read_history(Path(last))
+    assert read_history(tmp_path / "nowhere") == []
