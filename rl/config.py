@@ -92,6 +92,9 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     """CPUs and torch threads of each."""
 
+    sharding: Literal["fsdp2", "replicate"] = "fsdp2"
+    """How several workers hold the policy: sharded (FSDP2), or whole on each with averaged gradients."""
+
     gpus_per_worker: int = 0
     address: str | None = None
     """A running Ray cluster; None starts Ray on this machine."""

@@ -154,6 +154,8 @@ class Learner:
             loss.backward()
             parts.append(metrics)
             sizes.append(len(rows))
+        if self._world_size > 1 and self._config.cluster.sharding == "replicate":
+            distributed.average_gradients(self.parameters.values())
         norm = distributed.clip_gradients(self.parameters.values(), self._config.optim.grad_clip)
         skipped = not math.isfinite(norm)
         if not skipped:

@@ -60,7 +60,8 @@ class PolicyWorker(Worker):
         model = self._policy.model
         self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
         self._rewards = build_rewards(config.rewards, provides(self._chain))
-        distributed.shard(model, mesh, model.language_model.model.layers)
+        if config.cluster.sharding == "fsdp2":
+            distributed.shard(model, mesh, model.language_model.model.layers)
         self._learner = Learner(config, model, self._chain, self.world_size)
         self._sample = lru_cache(maxsize=4096)(self._generate)
 

@@ -107,7 +107,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     if "stages" in record:
         return record["stages"]
     config = record.get("config", {})
-    # a stage names its start in `init`, an RL run in `model` (elsewhere a table of sizes), a first stage its codec
+    # a stage names its start in `init`, an RL run in `model` (else a table), a first stage in `codec`
     starts = (config.get("init"), config.get("model"), config.get("codec"))
     start = next((name for name in starts if isinstance(name, str)), None)
     before = read_history(find_model(start) if start == WARM_START else Path(start)) if start else []
