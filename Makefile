@@ -23,7 +23,7 @@ test-slow: $(DEV)
 lint: $(DEV)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/basedpyright
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/lint-imports
 
 docs: $(DOCS)
