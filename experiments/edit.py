@@ -39,7 +39,8 @@ def run_edit(
         seed: of the noise.
 
     Raises:
-        DataError: unreadable image, a size the model can't take, or unknown words.
+        DataError: unreadable image or unknown words.
+        ConfigError: an image larger than the model has positions for.
         CheckpointError: no usable model.
     """
     policy = load_pretrained(find_model(checkpoint or WARM_START))

@@ -37,11 +37,13 @@ class Tracker:
 
         self._images = run_dir / "images"
         metrics = run_dir / "metrics.jsonl"
+        purge = None
         if resume_step is not None:
-            _cut_lines(metrics, resume_step)
-            _cut_images(self._images, resume_step)
+            keep = resume_step or -1  # a run that goes on from nothing evaluates its start again
+            _cut_lines(metrics, keep)
+            _cut_images(self._images, keep)
+            purge = keep + 1
         self._file = metrics.open("a")
-        purge = None if resume_step is None else resume_step + 1
         self._writer = SummaryWriter(str(run_dir / "tb"), purge_step=purge)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -114,12 +116,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _cut_lines(path: Path, resume_step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= resume_step]
+def _cut_lines(path: Path, last_step: int) -> None:
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= last_step]
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _cut_images(folder: Path, resume_step: int) -> None:
+def _cut_images(folder: Path, last_step: int) -> None:
     for path in folder.glob("*.step_*.png"):
-        if int(path.stem.rpartition("_")[2]) > resume_step:
+        if int(path.stem.rpartition("_")[2]) > last_step:
             path.unlink()

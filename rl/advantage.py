@@ -101,8 +101,6 @@ def combine(
     advantage_BR: Float[Tensor, "B R"],
     kept_BR: Bool[Tensor, "B R"],
     weights_R: Float[Tensor, " R"],
-    *,
-    whiten: bool = False,
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
     """Weighted sum of the components' advantages: A_i = sum_r w_r A_ir.
 
@@ -111,15 +109,18 @@ def combine(
     Args:
         advantage_BR, kept_BR: from `group_advantage`.
         weights_R: 0 for components that are only monitored.
-        whiten: bring the sum to mean 0 and standard deviation 1 over the kept chains of the batch (GDPO's
-            last step), so that its size doesn't grow with the number of components.
     """
     kept_B = (kept_BR & (weights_R != 0)).any(dim=1)
     advantage_B = (torch.where(kept_BR, advantage_BR, 0) * weights_R.to(advantage_BR.dtype)).sum(dim=1)
-    if whiten:
-        mean, std = _masked_mean_std(advantage_B.double()[:, None], kept_B[:, None])
-        advantage_B = ((advantage_B - mean) / std.clamp_min(1e-6)).to(advantage_BR.dtype)
     return torch.where(kept_B, advantage_B, 0), kept_B
+
+
+def whitened(advantage_B: Float[Tensor, " B"], kept_B: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Mean 0 and standard deviation 1 over the kept chains of the batch (GDPO's last step), so that the sum
+    doesn't grow with the number of components; 0 where not kept."""
+    mean, std = _masked_mean_std(advantage_B.double()[:, None], kept_B[:, None])
+    white_B = ((advantage_B - mean) / std.clamp_min(1e-6)).to(advantage_B.dtype)
+    return torch.where(kept_B, white_B, 0)
 
 
 def _group_stats(score_BR: Tensor, valid_BR: Tensor, index_B: Tensor) -> _GroupStats:

@@ -41,6 +41,9 @@ class AdvantageConfig:
     credit: Literal["causal", "broadcast", "factorised"] = "causal"
     """Which reward trains which phase; see `rl.credit`."""
 
+    baseline: Literal["group", "upstream"] = "group"
+    """"upstream" takes off what the rewards of earlier phases predict; see `rl.credit`."""
+
     whiten: bool = False
     """Whiten each phase's summed advantage over the batch (GDPO)."""
 

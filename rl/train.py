@@ -118,7 +118,14 @@ def credited(
     )
     weights_R = mix.weights(config.rewards)
     routed = route(
-        result.advantage_BR, result.kept_BR, weights_R, reaches, phases, options.credit, whiten=options.whiten
+        result.advantage_BR,
+        result.kept_BR,
+        weights_R,
+        reaches,
+        phases,
+        options.credit,
+        baseline=options.baseline,
+        whiten=options.whiten,
     )
     overall = mix.overall(raw_BR, valid_BR, weights_R)
     return routed, result.metrics | {"overall": overall.nanmean()}

@@ -79,11 +79,8 @@ class PolicyWorker(Worker):
             *config.rollout.window_range,
             phases=[p.name for p in self._chain.phases],
         )
-        chain_seeds_B = [
-            seeds.derive(config.seed, "chain", step, int(position), g)
-            for position in prompts["position"]
-            for g in range(config.group_size)
-        ]
+        chain_seeds_B, group_seeds_B = rollout_seeds(config, step, prompts["position"].tolist())
+        shared = config.rollout.initial_noise == "group"
         condition = condition_of(self._samples(prompts["index"]), *self._encoders())
         with distributed.gathered(self._policy.model):
             drawn = draw(
@@ -92,7 +89,7 @@ class PolicyWorker(Worker):
                 self._chain,
                 condition,
                 denoise=window_denoiser(config.rollout, windows, chain_seeds_B),
-                noise=chain_noise(chain_seeds_B),
+                noise=chain_noise(group_seeds_B if shared else chain_seeds_B),
                 chains_per_prompt=config.group_size,
             )
         rows = to_tensordict(drawn.trajectory, drawn.images)
@@ -189,6 +186,13 @@ class PolicyWorker(Worker):
     def _generate(self, index: int) -> EditSample:
         data = self._config.data
         return scenes.generate(data.seed, index, split="train", size=data.size, tasks=data.tasks)
+
+
+def rollout_seeds(config: RLConfig, step: int, positions: list[int]) -> tuple[list[int], list[int]]:
+    """(a seed per chain, its group's seed per chain); they don't depend on how prompts are dealt to workers."""
+    size = range(config.group_size)
+    chains = [seeds.derive(config.seed, "chain", step, p, g) for p in positions for g in size]
+    return chains, [seeds.derive(config.seed, "group", step, p) for p in positions for _ in size]
 
 
 def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,10 @@ class RolloutConfig:
     window_range: tuple[int, int] = (0, 4)
     """The window lies within these steps [lo, hi): by default the noisier half."""
 
+    initial_noise: Literal["chain", "group"] = "chain"
+    """Whether each chain starts from noise of its own (Flow-GRPO), or all of a group from the same
+    (DanceGRPO): they then differ by the stochastic steps alone, which is what the update gives credit to."""
+
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ConfigError(f"rollout.num_steps: expected at least 1; got {self.num_steps}")

@@ -51,6 +51,14 @@ def test_resuming_cuts_what_was_logged_after_the_checkpoint(tmp_path: Path) -> N
     assert kept == [f"samples-val.step_{i}.png" for i in (1, 2, 3)]
 
 
+def test_a_run_that_died_before_its_first_checkpoint_logs_its_start_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Tracker(tmp_path, resume_step=0) as tracker:
+            tracker.log(0, {"eval/x": 1.0})
+    assert read_metrics(tmp_path) == [{"step": 0, "eval/x": 1.0}]
+    assert scalars(tmp_path, "eval/x") == [(0, 1.0)]
+
+
 def test_images_text_layout_and_hparams_appear_with_the_run(tmp_path: Path) -> None:
     with Tracker(tmp_path) as tracker:
         tracker.images(3, "samples/val", np.full((4, 6, 3), 200, np.uint8))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gvcot.errors import RewardError
-from rl.advantage import combine, group_advantage
+from rl.advantage import combine, group_advantage, whitened
 
 NAN = math.nan
 
@@ -131,7 +131,8 @@ def test_components_are_normalised_before_they_are_summed():
 def test_whitening_gives_unit_spread_over_the_kept_chains():
     advantage_BR = torch.tensor([[3.0], [-1.0], [4.0], [99.0]])
     kept_BR = torch.tensor([[True], [True], [True], [False]])
-    white, kept = combine(advantage_BR, kept_BR, torch.ones(1), whiten=True)
+    total, kept = combine(advantage_BR, kept_BR, torch.ones(1))
+    white = whitened(total, kept)
     assert kept.tolist() == [True, True, True, False]
     assert white[3] == 0
     assert white[:3].mean().item() == pytest.approx(0, abs=1e-6)

@@ -52,6 +52,32 @@ def test_the_edit_phase_never_sees_the_reasoning_reward(mode: str, whiten: bool)
     assert not torch.equal(before[:, 0], after[:, 0])
 
 
+def test_upstream_baseline_takes_off_what_the_region_explains():
+    """Hand-computed: the edit's reward is twice the region's plus (1, -1, -1, 1), which nothing upstream explains."""
+    region_B, own_B = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -1.0, 1.0])
+    advantage_BR = torch.stack([region_B, 2 * region_B + own_B], dim=1)
+    kept_BR = torch.ones(4, 2, dtype=torch.bool)
+    reaches, weights = ("x_cot", "x_edit"), torch.tensor([1.0, 3.0])
+    plain, _ = route(advantage_BR, kept_BR, weights, reaches, PHASES, "causal")
+    based, kept_BK = route(advantage_BR, kept_BR, weights, reaches, PHASES, "causal", baseline="upstream")
+    torch.testing.assert_close(based[:, 1], 3 * own_B)
+    assert torch.equal(based[:, 0], plain[:, 0])  # nothing comes before the reasoning image
+    assert kept_BK.all()
+
+
+def test_upstream_baseline_survives_missing_and_constant_rewards():
+    advantage_BR, kept_BR = scores()
+    kept_BR[0, 0] = kept_BR[1, 1] = False
+    advantage_BR[0, 0] = float("nan")
+    advantage_BR[:, 2] = 0
+    route_args = (WEIGHTS, REACHES, PHASES, "causal")
+    based, kept_BK = route(advantage_BR, kept_BR, *route_args, baseline="upstream")
+    assert based.isfinite().all()
+    assert kept_BK.all()
+    nothing, _ = route(advantage_BR * 0, torch.zeros_like(kept_BR), *route_args, baseline="upstream")
+    assert nothing[:, 1].eq(0).all()
+
+
 def test_kept_follows_the_routed_rewards():
     advantage_BR, _ = scores()
     kept_BR = torch.tensor([[True, False, False]] * 3 + [[False, True, True]] * 3)
