@@ -11,6 +11,7 @@ import yaml
 
 from experiments.launch import run_eval, run_rl, run_sft
 from experiments.quickstart import fresh_folder
+from gvcot.config import recipe_names
 from gvcot.errors import CheckpointError, ConfigError
 from gvcot.model.pretrained import ASSETS, WARM_START, find_model
 
@@ -19,17 +20,14 @@ def dry(run: Callable[..., object], recipe: str, *overrides: str) -> None:
     assert run(recipe, list(overrides), resume="auto", dry_run=True, run_dir=None) is None
 
 
-@pytest.mark.parametrize(
-    ("run", "recipe"),
-    [
-        (run_sft, "sft/tiny-codec"),
-        (run_sft, "sft/tiny-base"),
-        (run_sft, "sft/tiny-stage1"),
-        (run_sft, "sft/tiny-stage2"),
-        (run_rl, "rl/tiny"),
-        (run_rl, "rl/quickstart"),
-    ],
-)
+TRAINING = [
+    (run_sft if name.startswith("sft/") else run_rl, name)
+    for name in recipe_names()
+    if not name.startswith("eval/")
+]
+
+
+@pytest.mark.parametrize(("run", "recipe"), TRAINING)
 def test_a_dry_run_prints_the_whole_configuration(
     capsys: pytest.CaptureFixture[str], run: Callable[..., object], recipe: str
 ) -> None:
