@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
+from filelock import FileLock, Timeout
 
 from gvcot.config import dump, flatten, to_dict
 from gvcot.errors import CheckpointError, ConfigError
@@ -43,6 +44,10 @@ MAY_CHANGE = (
     "keep_checkpoints",
 )
 """Patterns of config keys that a resumed run may set anew: how long and how often, never what is learned."""
+
+
+LOCK = ".lock"
+_held: dict[Path, FileLock] = {}  # until the process ends; the system frees them even if it is killed
 
 
 class Checkpoint(NamedTuple):
@@ -75,7 +80,7 @@ class RunDir:
         seed: int | None = None,
         may_change: Sequence[str] = MAY_CHANGE,
     ) -> RunDir:
-        """Creates the folder of a new run, or opens it again to resume.
+        """Creates the folder of a new run, or opens it again to resume. It is then this process's alone.
 
         Args:
             path: the folder, usually `runs/<name>`.
@@ -85,14 +90,15 @@ class RunDir:
             may_change: patterns of config keys that may differ from those of the run being resumed.
 
         Raises:
-            ConfigError: the folder is something else, holds a run and `resume` is "never", or its run has
-                another configuration.
+            ConfigError: the folder is something else, holds a run and `resume` is "never", its run has
+                another configuration, or another process is at it.
         """
         path = Path(path)
-        exists = path.is_dir() and any(path.iterdir())
+        exists = path.is_dir() and any(p.name != LOCK for p in path.iterdir())
         if exists:
             _check_resumable(path, config, resume, may_change)
         path.mkdir(parents=True, exist_ok=True)
+        _lock(path)
         write_atomic(path / "config.yaml", dump(config))
         record = provenance(seed)
         if exists:
@@ -181,6 +187,18 @@ def write_atomic(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     aside.replace(path)
     _fsync(path.parent)
+
+
+def _lock(path: Path) -> None:
+    """Keep other processes out of a run folder: two writers would mix their logs and checkpoints."""
+    lock = _held.setdefault(path.resolve(), FileLock(path.resolve() / LOCK))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{path} belongs to a run that is still going in another process; wait for it, stop it, or choose "
+            "another folder with --run-dir (or name=...)"
+        ) from None
 
 
 def _check_resumable(path: Path, config: Any, resume: Resume, may_change: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ Legend: B chains on this worker, K phases, W window steps, N latent tokens, D va
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,14 +54,23 @@ class Update:
 class Learner:
     """Owns the policy's optimiser, the reference policy and the moving average."""
 
-    def __init__(self, config: RLConfig, model: UnifiedModel, chain: Chain, world_size: int) -> None:
+    def __init__(
+        self,
+        config: RLConfig,
+        model: UnifiedModel,
+        chain: Chain,
+        world_size: int,
+        reference: UnifiedModel | None = None,
+    ) -> None:
         """
         Args:
             model: the policy, sharded already where there are several workers.
+            reference: the starting policy, likewise; needed where `loss.kl_coef` is above 0.
         """
+        assert (reference is not None) == (config.loss.kl_coef > 0)
         self._config, self._chain, self._world_size = config, chain, world_size
         self.model = model
-        self.reference = copy.deepcopy(model).requires_grad_(False) if config.loss.kl_coef > 0 else None
+        self.reference = reference
         self.parameters = freeze_but(model, config.optim.train)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),

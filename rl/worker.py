@@ -5,6 +5,7 @@ Legend: P prompts and B = P * G chains on this worker, K phases.
 
 from __future__ import annotations
 
+import copy
 import random
 import resource
 from functools import lru_cache
@@ -60,9 +61,12 @@ class PolicyWorker(Worker):
         model = self._policy.model
         self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
         self._rewards = build_rewards(config.rewards, provides(self._chain))
+        # copied before sharding: a sharded model can't be
+        reference = copy.deepcopy(model).requires_grad_(False) if config.loss.kl_coef > 0 else None
         if config.cluster.sharding == "fsdp2":
-            distributed.shard(model, mesh, model.language_model.model.layers)
-        self._learner = Learner(config, model, self._chain, self.world_size)
+            for sharded in filter(None, (model, reference)):
+                distributed.shard(sharded, mesh, sharded.language_model.model.layers)
+        self._learner = Learner(config, model, self._chain, self.world_size, reference)
         self._sample = lru_cache(maxsize=4096)(self._generate)
 
     @register(dispatch_mode=dispatch_nd)

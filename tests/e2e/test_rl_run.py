@@ -126,6 +126,18 @@ def test_one_worker_computes_what_two_do(straight: Path, policy_folder: Path, tm
     assert all(v is None or math.isfinite(v) for v in one.values())
 
 
+@pytest.mark.slow
+def test_sharded_workers_compute_what_replicated_ones_do(
+    straight: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    sharded = lines(run(tmp_path / "sharded", policy_folder, f"steps={STEPS}", "cluster.sharding=fsdp2"))
+    replicated = lines(straight)
+    for name in ("reward/mask_iou", "reward/preservation", "reward/format", "policy/x_cot/velocity_kl"):
+        assert sharded[0][name] == pytest.approx(replicated[0][name], abs=1e-6), name
+    assert sharded[0]["policy/grad_norm"] == pytest.approx(replicated[0]["policy/grad_norm"], rel=1e-3)
+    assert sharded[-1]["policy/x_edit/velocity_kl"] > 0  # the sharded reference stayed where it was
+
+
 def test_more_workers_than_the_machine_has_are_refused_at_once(policy_folder: Path, tmp_path: Path) -> None:
     too_many = ["cluster.num_workers=4096", "prompts_per_step=4096", "steps=1"]
     with pytest.raises(ResourceError, match=r"asks for 4096 CPUs .* Lower the number of workers"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from gvcot.errors import CheckpointError, ConfigError
 from gvcot.run_dir import RunDir
+from sft.config import CodecTrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +66,23 @@ def test_resuming_may_change_how_long_but_not_what_is_learned(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"group_size: 4 -> 8\n  optim.lr: 0.1 -> 0.5"):
         RunDir.open(tmp_path / "a", replace(Run(), group_size=8, optim=Optim(lr=0.5), steps=3))
     assert "group_size: 4" in (tmp_path / "a" / "config.yaml").read_text()
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    script = (
+        "import sys; from gvcot.run_dir import RunDir; from sft.config import CodecTrainConfig; "
+        "RunDir.open(sys.argv[1], CodecTrainConfig(name='a', steps=1)); print('open', flush=True); "
+        "sys.stdin.read()"
+    )
+    config = CodecTrainConfig(name="a", steps=1)
+    command = [sys.executable, "-c", script, str(tmp_path / "a")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(ConfigError, match="still going in another process"):
+            RunDir.open(tmp_path / "a", config)
+        other.kill()
+    assert RunDir.open(tmp_path / "a", config).resumed
 
 
 def test_checkpoints_are_pointed_to_and_the_newest_are_kept(tmp_path: Path) -> None:

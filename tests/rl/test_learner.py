@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +34,9 @@ def learner_of(rolled: Any, *, loss: LossConfig | None = None, **optim: Any) -> 
         loss=loss or LossConfig(),
         optim=RLOptimConfig(**({"warmup_steps": 0, "grad_clip": NO_CLIPPING} | optim)),
     )
-    return Learner(config, rolled.policy.model, rolled.chain, world_size=1)
+    model = rolled.policy.model
+    reference = copy.deepcopy(model).requires_grad_(False) if config.loss.kl_coef > 0 else None
+    return Learner(config, model, rolled.chain, world_size=1, reference=reference)
 
 
 def update_of(rolled: Any, advantage_BK: Tensor, kept_BK: Tensor | None = None) -> Update:
