@@ -74,11 +74,28 @@ def first_and_last(folder: Path, split: str) -> tuple[Path, Path]:
     Raises:
         DataError: the run has fewer than two evaluations of this split.
     """
+    found = evaluations(folder, split)
+    if len(found) < 2:
+        raise DataError(f"{folder} has {len(found)} evaluations on {split}; a comparison needs two")
+    return found[0], found[-1]
+
+
+def latest(path: Path, split: str) -> Path:
+    """A run's last evaluation; the file of an evaluation is itself.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [path] if path.is_file() else evaluations(path, split)
+    if not found:
+        raise DataError(f"{path} is neither a run with an evaluation on {split} nor an evaluation's JSON file")
+    return found[-1]
+
+
+def evaluations(folder: Path, split: str) -> list[Path]:
+    """`evals/<split>.step_<N>.json` of a run, by step."""
     found = (folder / "evals").glob(f"{split}.step_*.json")
-    by_step = sorted(found, key=lambda path: int(path.stem.rpartition("_")[2]))
-    if len(by_step) < 2:
-        raise DataError(f"{folder} has {len(by_step)} evaluations on {split}; a comparison needs two")
-    return by_step[0], by_step[-1]
+    return sorted(found, key=lambda path: int(path.stem.rpartition("_")[2]))
 
 
 def markdown(rows: dict[str, dict[str, Difference]]) -> str:

@@ -128,16 +128,21 @@ def export_model(
 
 @app.command()
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders, or evaluations' JSON files.")],
     split: Annotated[str, typer.Option(help="Which evaluations.")] = "val",
+    against: Annotated[Path | None, typer.Option(help="Compare the ends with this run's (or file).")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Only this metric; may be repeated.")] = None,
 ) -> None:
     """Before and after training, run by run, with paired bootstrap intervals over scenes (markdown)."""
     from experiments.bootstrap import compare as differences
-    from experiments.bootstrap import first_and_last, markdown
+    from experiments.bootstrap import first_and_last, latest, markdown
 
     metrics = metric or ["mask_iou", "edit_accuracy", "preservation", "format"]
-    typer.echo(markdown({str(r): differences(*first_and_last(r, split), metrics) for r in run_dirs}))
+    if against is None:
+        pairs = {str(r): first_and_last(r, split) for r in run_dirs}
+    else:
+        pairs = {str(r): (latest(against, split), latest(r, split)) for r in run_dirs}
+    typer.echo(markdown({name: differences(*pair, metrics) for name, pair in pairs.items()}))
 
 
 @app.command()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from experiments.bootstrap import Difference, compare, first_and_last, markdown, paired
+from experiments.bootstrap import Difference, compare, first_and_last, latest, markdown, paired
+from experiments.cli import app
 from gvcot.errors import DataError
 
 
@@ -82,6 +84,19 @@ def test_a_run_s_first_and_last_evaluation_are_compared(tmp_path: Path) -> None:
     assert [p.name for p in found] == ["val.step_0.json", "val.step_100.json"]
     with pytest.raises(DataError, match="1 evaluations on bench"):
         first_and_last(tmp_path, "bench")
+
+
+def test_the_ends_of_runs_are_compared_with_another_run_s_end_or_with_a_file(tmp_path: Path) -> None:
+    for run, first, last in (("rl", 0.2, 0.6), ("sft", 0.2, 0.5)):
+        (tmp_path / run / "evals").mkdir(parents=True)
+        evaluation(tmp_path / run / "evals" / "val.step_0.json", ["s0", "s1"], mask_iou=[first] * 2)
+        evaluation(tmp_path / run / "evals" / "val.step_9.json", ["s0", "s1"], mask_iou=[last] * 2)
+    for against in ("sft", "sft/evals/val.step_9.json"):
+        command = ["compare", str(tmp_path / "rl"), "--against", str(tmp_path / against)]
+        shown = CliRunner().invoke(app, [*command, "--metric", "mask_iou"])
+        assert "0.500 → 0.600 (+0.100 [+0.100, +0.100])" in shown.output
+    with pytest.raises(DataError, match="neither a run with an evaluation on val"):
+        latest(tmp_path, "val")
 
 
 def test_differences_are_written_as_a_table() -> None:
