@@ -88,7 +88,9 @@ def latest(path: Path, split: str) -> Path:
     """
     found = [path] if path.is_file() else evaluations(path, split)
     if not found:
-        raise DataError(f"{path} is neither a run with an evaluation on {split} nor an evaluation's JSON file")
+        raise DataError(
+            f"{path} is neither a run with an evaluation on {split} nor an evaluation's JSON file"
+        )
     return found[-1]
 
 

@@ -50,7 +50,7 @@ class AdvantageConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """The policy loss and what holds the policy back."""
+    """The loss of the objective `reverse_window`, and what holds the policy back with any objective."""
 
     name: Literal["grpo_clip", "grpo_guard", "flow_dppo"] = "grpo_clip"
     clip_range: float = 1e-4
@@ -62,6 +62,30 @@ class LossConfig:
 
     updates_per_rollout: int = 1
     """Optimiser steps on each rollout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NFTConfig:
+    """Of the objective `diffusion_nft`."""
+
+    num_times: int = 2
+    """Noise levels per image and step."""
+
+    shift: float = 8.0
+    """Shift of these times towards noise, where the place of the region is decided."""
+
+    advantage_scale: float = 5.0
+    """Advantages of this size count as entirely good or bad."""
+
+    beta: float = 1.0
+    """How far the implicit policies are put apart; without effect at one update per rollout."""
+
+    def __post_init__(self) -> None:
+        if self.num_times < 1 or self.advantage_scale <= 0 or self.beta <= 0:
+            raise ConfigError(
+                "nft: expected num_times of at least 1, advantage_scale and beta above 0; got "
+                f"{self.num_times}, {self.advantage_scale}, {self.beta}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +169,11 @@ class RLConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     data: SceneStream = field(default_factory=SceneStream)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    objective: Literal["reverse_window", "diffusion_nft"] = "reverse_window"
+    """What is trained on; see `rl.objectives`."""
+
     loss: LossConfig = field(default_factory=LossConfig)
+    nft: NFTConfig = field(default_factory=NFTConfig)
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: RLEvalConfig = field(default_factory=RLEvalConfig)
@@ -186,10 +214,11 @@ class RLConfig:
                 f"prompts_per_step={self.prompts_per_step} can't be dealt evenly to "
                 f"cluster.num_workers={self.cluster.num_workers}; use a multiple"
             )
-        if self.rollout.noise_level == 0 or self.rollout.window_size == 0:
+        plain = self.rollout.noise_level == 0 or self.rollout.window_size == 0
+        if self.objective == "reverse_window" and plain:
             raise ConfigError(
                 "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to "
-                "train on; use noise_level=0.7 and window_size=2"
+                "train on; use noise_level=0.7 and window_size=2, or objective=diffusion_nft"
             )
         if self.loss.updates_per_rollout < 1:
             raise ConfigError(

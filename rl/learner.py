@@ -6,7 +6,7 @@ Legend: B chains on this worker, K phases, W window steps, N latent tokens, D va
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,28 +18,22 @@ from gvcot import distributed
 from gvcot.chain import Chain
 from gvcot.model.parts import freeze_but
 from gvcot.model.unified import UnifiedModel
-from gvcot.types import ImagePhase, Trajectory
+from gvcot.types import ImagePhase
 from rl.cluster import agg_loss
-from rl.config import LossConfig, RLConfig
-from rl.losses.flow_dppo import flow_dppo
-from rl.losses.grpo_clip import grpo_clip
-from rl.losses.grpo_guard import grpo_guard
-from rl.losses.kl import normal_kl, velocity_mse
-from rollout.replay import Replay, replay
+from rl.config import RLConfig
+from rl.losses.kl import velocity_mse
+from rl.objectives import Drawn, Said, build_objective
 
-Replays = dict[str, Replay]
-"""Phase name -> what a policy says of its window steps, for one micro-batch."""
+Answers = Mapping[str, Said]
+"""Phase name -> what a policy says of one micro-batch."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Update:
     """What one worker trains on in one step."""
 
-    trajectory: Trajectory
-    """B chains; the condition has one row per prompt."""
-
-    prompt_B: Tensor
-    """int64, the condition's row of each chain."""
+    drawn: Drawn
+    """B chains."""
 
     advantage_BK: Tensor
     """fp32, one per phase."""
@@ -68,7 +62,8 @@ class Learner:
             reference: the starting policy, likewise; needed where `loss.kl_coef` is above 0.
         """
         assert (reference is not None) == (config.loss.kl_coef > 0)
-        self._config, self._chain, self._world_size = config, chain, world_size
+        self._config, self._world_size = config, world_size
+        self._objective = build_objective(config, chain)
         self.model = model
         self.reference = reference
         self.parameters = freeze_but(model, config.optim.train)
@@ -135,30 +130,34 @@ class Learner:
         """Row indices, `micro_batch` at a time."""
         return list(torch.arange(num_chains).split(self._config.optim.micro_batch))
 
-    def _sampling_policy(self, data: Update) -> list[Replays] | None:
+    def _sampling_policy(self, data: Update) -> list[Answers] | None:
         """What the policy says before the first step. With a single step the loss's own (detached) numbers
         are the same, so None saves a forward."""
         if self._config.loss.updates_per_rollout == 1:
             return None
         with torch.no_grad():
-            return [self._replay(self.model, data, rows) for rows in self.micro_batches(len(data.prompt_B))]
+            return [
+                self._objective.ask(self.model, data.drawn, rows)
+                for rows in self.micro_batches(len(data.drawn.prompt_B))
+            ]
 
     def _optimizer_step(
-        self, data: Update, old: list[Replays] | None, step: int, *, first: bool
+        self, data: Update, old: list[Answers] | None, step: int, *, first: bool
     ) -> dict[str, float]:
         self._set_learning_rate(step)
         self.optimizer.zero_grad()
         parts: list[dict[str, float]] = []
         sizes: list[int] = []
-        for i, rows in enumerate(self.micro_batches(len(data.prompt_B))):
-            replayed = self._replay(self.model, data, rows)
-            sampled = old[i] if old else {name: r.detached() for name, r in replayed.items()}
+        for i, rows in enumerate(self.micro_batches(len(data.drawn.prompt_B))):
+            said = self._objective.ask(self.model, data.drawn, rows)
+            sampled = old[i] if old else {name: answer.detached() for name, answer in said.items()}
             if first:
                 drift = max(
-                    (r.logprob_BW - sampled[n].logprob_BW).abs().max().item() for n, r in replayed.items()
+                    (answer.velocity_BWND - sampled[name].velocity_BWND).abs().max().item()
+                    for name, answer in said.items()
                 )
-                assert not drift > 0.0, f"the first ratio must be exactly 1; log-probs differ by {drift:.2e}"
-            loss, metrics = self._loss(data, rows, replayed, sampled)
+                assert not drift > 0.0, f"the first ratio must be exactly 1; velocities differ by {drift:.2e}"
+            loss, metrics = self._loss(data, rows, said, sampled)
             loss.backward()
             parts.append(metrics)
             sizes.append(len(rows))
@@ -172,26 +171,21 @@ class Learner:
         return merge(parts, sizes) | {"grad_norm": norm, "skipped": float(skipped)}
 
     def _loss(
-        self, data: Update, rows: Tensor, replayed: Replays, sampled: Replays
+        self, data: Update, rows: Tensor, said: Answers, sampled: Answers
     ) -> tuple[Tensor, dict[str, float]]:
         """Sum over this micro-batch / the global number of kept entries, times the number of workers (FSDP
         averages gradients over them)."""
         config = self._config
         rows_loss, rows_mask, metrics = [], [], {}
         reference = self._reference_velocities(data, rows)
-        for k, phase in enumerate(data.trajectory.phases):
+        for k, phase in enumerate(data.drawn.trajectory.phases):
             assert isinstance(phase, ImagePhase), "only image phases are trained"
-            now = replayed[phase.name]
-            mask_BW = data.kept_BK[rows, k, None].expand_as(now.logprob_BW)
-            loss_BW, stats = policy_loss(
-                config.loss, now, sampled[phase.name], data.advantage_BK[rows, k], mask_BW
+            now = said[phase.name]
+            mask_BW = data.kept_BK[rows, k, None].expand(now.velocity_BWND.shape[:2])
+            loss_BW, stats = self._objective.loss(
+                phase, rows, now, sampled[phase.name], data.advantage_BK[rows, k], mask_BW
             )
-            gap_BW = now.logprob_BW.detach() - phase.logprob_BW[rows]
             values = {name: float(value) for name, value in stats.items()}
-            values |= {
-                "logprob_gap": gap_BW.abs().mean().item(),
-                "logprob_gap_max": gap_BW.abs().max().item(),
-            }
             if reference is not None:
                 v, v_ref = now.velocity_BWND.flatten(0, 1), reference[phase.name].velocity_BWND.flatten(0, 1)
                 kl_BW = velocity_mse(v, v_ref).view_as(loss_BW)
@@ -205,12 +199,9 @@ class Learner:
         loss = agg_loss(loss_mat, loss_mask, "token-mean", dp_size=self._world_size, batch_num_tokens=count)
         return loss, metrics | {"loss": loss.item()}
 
-    def _replay(self, model: UnifiedModel, data: Update, rows: Tensor) -> Replays:
-        return replay(model, self._chain, data.trajectory, data.prompt_B, rows, self._config.rollout)
-
     @torch.no_grad()
-    def _reference_velocities(self, data: Update, rows: Tensor) -> Replays | None:
-        return None if self.reference is None else self._replay(self.reference, data, rows)
+    def _reference_velocities(self, data: Update, rows: Tensor) -> Answers | None:
+        return None if self.reference is None else self._objective.ask(self.reference, data.drawn, rows)
 
     def _set_learning_rate(self, step: int) -> None:
         optim = self._config.optim
@@ -222,25 +213,6 @@ class Learner:
     def _update_average(self) -> None:
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.detach(), 1 - self._config.optim.ema_decay)
-
-
-def policy_loss(
-    config: LossConfig, now: Replay, sampled: Replay, advantage_B: Tensor, mask_BW: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The elementwise loss (b, W) of the configured objective, with its metrics and the exact KL to the
-    policy that sampled ("kl_old")."""
-    kl_BW = normal_kl(
-        now.mean_BWND.flatten(0, 1), sampled.mean_BWND.flatten(0, 1), now.std_BW.flatten()
-    ).view_as(now.logprob_BW)
-    common = (now.logprob_BW, sampled.logprob_BW, advantage_B, config.clip_range, mask_BW)
-    match config.name:
-        case "grpo_clip":
-            loss_BW, metrics = grpo_clip(*common)
-        case "grpo_guard":
-            loss_BW, metrics = grpo_guard(*common, kl_old_BW=kl_BW, std_BW=now.std_BW, dt_BW=now.dt_BW)
-        case "flow_dppo":
-            loss_BW, metrics = flow_dppo(*common, kl_old_BW=kl_BW)
-    return loss_BW, metrics | {"kl_old": kl_BW.detach().mean()}
 
 
 def merge(parts: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:

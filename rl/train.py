@@ -70,7 +70,8 @@ def train(
         clock.lap("update")
         step += 1
         metrics = step_metrics(config, scores, credit, updates, phases)
-        check_gap(config, metrics, phases)
+        if config.objective == "reverse_window":
+            check_gap(config, metrics, phases)
         if step % config.save_every == 0 or step == config.steps:
             save(run, policy, step)
         clock.lap("save")

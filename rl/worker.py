@@ -30,6 +30,7 @@ from rl import probes
 from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, register
 from rl.config import RLConfig
 from rl.learner import Learner, Update
+from rl.objectives import Drawn, sampling
 from rl.scoring import provides, reward_batch, watch
 from rollout.sample import chain_noise, window_denoiser
 from rollout.tensors import from_tensordict, table, to_tensordict
@@ -74,17 +75,17 @@ class PolicyWorker(Worker):
     def rollout(self, prompts: TensorDict) -> TensorDict:
         """P rows {"index", "position", "step"} -> B rows of `rollout.tensors` with the prompt's columns."""
         config = self._config
-        step = int(prompts["step"][0])
+        step, how = int(prompts["step"][0]), sampling(config)
         windows = draw_windows(
             config.seed,
             step,
-            config.rollout.num_steps,
-            config.rollout.window_size,
-            *config.rollout.window_range,
+            how.num_steps,
+            how.window_size,
+            *how.window_range,
             phases=[p.name for p in self._chain.phases],
         )
         chain_seeds_B, group_seeds_B = rollout_seeds(config, step, prompts["position"].tolist())
-        shared = config.rollout.initial_noise == "group"
+        shared = how.initial_noise == "group"
         condition = condition_of(self._samples(prompts["index"]), *self._encoders())
         with distributed.gathered(self._policy.model):
             drawn = draw(
@@ -92,7 +93,7 @@ class PolicyWorker(Worker):
                 self._policy.codec,
                 self._chain,
                 condition,
-                denoise=window_denoiser(config.rollout, windows, chain_seeds_B),
+                denoise=window_denoiser(how, windows, chain_seeds_B),
                 noise=chain_noise(group_seeds_B if shared else chain_seeds_B),
                 chains_per_prompt=config.group_size,
             )
@@ -125,14 +126,16 @@ class PolicyWorker(Worker):
         index_P, prompt_B = prompts_of(chains["index"])
         condition = condition_of(self._samples(index_P), *self._encoders())
         names = tuple(phase.name for phase in self._chain.phases)
+        step, group = int(chains["step"][0]), self._config.group_size
+        chain_seeds_B, _ = rollout_seeds(self._config, step, chains["position"][::group].tolist())
+        trajectory = from_tensordict(chains, condition, names)
         data = Update(
-            trajectory=from_tensordict(chains, condition, names),
-            prompt_B=prompt_B,
+            drawn=Drawn(trajectory=trajectory, prompt_B=prompt_B, chain_seeds_B=chain_seeds_B),
             advantage_BK=chains["advantage"],
             kept_BK=chains["kept"],
             num_kept=float(chains["num_kept"][0]),
         )
-        metrics = self._learner.update(data, int(chains["step"][0]))
+        metrics = self._learner.update(data, step)
         metrics["peak_memory_gb_max"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return TensorDict({k: torch.tensor([v]) for k, v in metrics.items()}, batch_size=[1])
 
@@ -193,7 +196,7 @@ class PolicyWorker(Worker):
 
 
 def rollout_seeds(config: RLConfig, step: int, positions: list[int]) -> tuple[list[int], list[int]]:
-    """(a seed per chain, its group's seed per chain); they don't depend on how prompts are dealt to workers."""
+    """(a seed per chain, its group's seed per chain), however prompts are dealt to workers."""
     size = range(config.group_size)
     chains = [seeds.derive(config.seed, "chain", step, p, g) for p in positions for g in size]
     return chains, [seeds.derive(config.seed, "group", step, p) for p in positions for _ in size]

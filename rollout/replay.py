@@ -11,6 +11,7 @@ Legend: B chains, P prompts, W window steps, V = W + 1, N latent tokens, D value
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -48,30 +49,82 @@ class Replay:
         return Replay(**{f.name: getattr(self, f.name).detach() for f in fields(self)})
 
 
-def sequences(chain: Chain, trajectory: Trajectory, prompt_B: Tensor, rows: Tensor) -> list[list[Segment]]:
+@dataclass(kw_only=True, slots=True)
+class States:
+    """Noisy states of one image at which a policy is asked for its velocity."""
+
+    x_BWND: Tensor
+    """The states."""
+
+    t_BW: Tensor
+    """Their noise levels."""
+
+
+def window_states(trajectory: Trajectory) -> dict[str, States]:
+    """The states at which the stochastic steps of each image began."""
+    out = {}
+    for phase in trajectory.phases:
+        assert isinstance(phase, ImagePhase), "only image phases are replayed"
+        window = phase.sigmas[phase.window.start : phase.window.start + phase.window.size]
+        x_BWND = phase.latents_BVND[:, : phase.window.size]
+        out[phase.name] = States(x_BWND=x_BWND, t_BW=window.expand(len(x_BWND), -1))
+    return out
+
+
+def sequences(
+    chain: Chain, trajectory: Trajectory, prompt_B: Tensor, rows: Tensor, states: Mapping[str, States]
+) -> list[list[Segment]]:
     """The packed sequences of some chains.
 
     Args:
         chain: which segments stand where.
-        trajectory: its condition has one row per prompt.
+        trajectory: its condition has one row per prompt; its images are what later phases see.
         prompt_B: the prompt (row of the condition) of each chain.
         rows: indices of the chains to replay.
+        states: phase name -> the noisy states to stand in its place.
     """
-    return [_sequence(chain, trajectory, int(prompt_B[row]), int(row)) for row in rows]
+    return [_sequence(chain, trajectory, int(prompt_B[row]), int(row), states) for row in rows]
 
 
-def _sequence(chain: Chain, trajectory: Trajectory, prompt: int, row: int) -> list[Segment]:
+def _sequence(
+    chain: Chain, trajectory: Trajectory, prompt: int, row: int, states: Mapping[str, States]
+) -> list[Segment]:
     segments = chain.prefix(trajectory.condition, prompt)
     for phase in trajectory.phases:
         assert isinstance(phase, ImagePhase), "only image phases are replayed"
-        for w in range(phase.window.size):
-            sigma = phase.sigmas[phase.window.start + w]
-            segments.append(Segment.noise(phase.latents_BVND[row, w], sigma, phase.grid))
+        noisy = states[phase.name]
+        for x_ND, t in zip(noisy.x_BWND[row], noisy.t_BW[row], strict=True):
+            segments.append(Segment.noise(x_ND, t, phase.grid))
         if phase is not trajectory.phases[-1]:
             pixels = phase.feedback_vit_B3HW
             shown = None if pixels is None else pixels[row]
             segments += chain.feedback(phase.final_BND[row], shown, phase.grid)
     return segments
+
+
+def velocities(
+    model: UnifiedModel,
+    chain: Chain,
+    trajectory: Trajectory,
+    prompt_B: Tensor,
+    rows: Tensor,
+    states: Mapping[str, States],
+) -> dict[str, Tensor]:
+    """What `model` (its `forward`) says at the given states: phase name -> (b, W, N, D), b = len(rows).
+
+    Args: see `sequences`.
+    """
+    packed = pack(sequences(chain, trajectory, prompt_B, rows, states), model.config)
+    velocity_MD = model(packed).velocity_MD
+    out: dict[str, Tensor] = {}
+    first = 0
+    for phase in trajectory.phases:
+        segments = range(first, first + states[phase.name].t_BW.shape[1])
+        first = segments.stop
+        out[phase.name] = torch.stack(
+            [torch.stack([velocity_MD[slices[j]] for j in segments]) for slices in packed.noise_slices]
+        )
+    return out
 
 
 def replay(
@@ -92,18 +145,11 @@ def replay(
     Returns:
         Phase name -> (b, W) log-probs and (b, W, N, D) velocities, b = len(rows).
     """
-    packed = pack(sequences(chain, trajectory, prompt_B, rows), model.config)
-    velocity_MD = model(packed).velocity_MD
-    out: dict[str, Replay] = {}
-    first = 0
+    said = velocities(model, chain, trajectory, prompt_B, rows, window_states(trajectory))
+    out = {}
     for phase in trajectory.phases:
         assert isinstance(phase, ImagePhase)
-        segments = range(first, first + phase.window.size)
-        first += phase.window.size
-        velocity_BWND = torch.stack(
-            [torch.stack([velocity_MD[slices[j]] for j in segments]) for slices in packed.noise_slices]
-        )
-        out[phase.name] = replay_window(phase, rows, velocity_BWND, config)
+        out[phase.name] = replay_window(phase, rows, said[phase.name], config)
     return out
 
 

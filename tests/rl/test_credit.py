@@ -53,7 +53,7 @@ def test_the_edit_phase_never_sees_the_reasoning_reward(mode: str, whiten: bool)
 
 
 def test_upstream_baseline_takes_off_what_the_region_explains():
-    """Hand-computed: the edit's reward is twice the region's plus (1, -1, -1, 1), which nothing upstream explains."""
+    """Hand-computed: the edit's reward is twice the region's and something that nothing upstream explains."""
     region_B, own_B = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -1.0, 1.0])
     advantage_BR = torch.stack([region_B, 2 * region_B + own_B], dim=1)
     kept_BR = torch.ones(4, 2, dtype=torch.bool)

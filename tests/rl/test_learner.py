@@ -17,13 +17,16 @@ from rewards.config import RewardConfig
 from rl.config import LossConfig, RLConfig, RLOptimConfig
 from rl.credit import route
 from rl.learner import Learner, Update
+from rl.objectives import Drawn, build_objective
 from rollout.replay import replay
 
 NO_CLIPPING = 1e9
 
 
-def learner_of(rolled: Any, *, loss: LossConfig | None = None, **optim: Any) -> Learner:
-    config = RLConfig(
+def learner_config(
+    rolled: Any, *, loss: LossConfig | None = None, objective: Any = "reverse_window", **optim: Any
+) -> RLConfig:
+    return RLConfig(
         name="test",
         model="",
         steps=1,
@@ -31,9 +34,16 @@ def learner_of(rolled: Any, *, loss: LossConfig | None = None, **optim: Any) -> 
         group_size=2,
         rewards={"mask_iou": RewardConfig(type="mask_iou")},
         rollout=rolled.config,
+        objective=objective,
         loss=loss or LossConfig(),
         optim=RLOptimConfig(**({"warmup_steps": 0, "grad_clip": NO_CLIPPING} | optim)),
     )
+
+
+def learner_of(
+    rolled: Any, *, loss: LossConfig | None = None, objective: Any = "reverse_window", **optim: Any
+) -> Learner:
+    config = learner_config(rolled, loss=loss, objective=objective, **optim)
     model = rolled.policy.model
     reference = copy.deepcopy(model).requires_grad_(False) if config.loss.kl_coef > 0 else None
     return Learner(config, model, rolled.chain, world_size=1, reference=reference)
@@ -42,8 +52,11 @@ def learner_of(rolled: Any, *, loss: LossConfig | None = None, **optim: Any) -> 
 def update_of(rolled: Any, advantage_BK: Tensor, kept_BK: Tensor | None = None) -> Update:
     kept_BK = torch.ones_like(advantage_BK, dtype=torch.bool) if kept_BK is None else kept_BK
     return Update(
-        trajectory=rolled.drawn.trajectory,
-        prompt_B=rolled.prompt_B,
+        drawn=Drawn(
+            trajectory=rolled.drawn.trajectory,
+            prompt_B=rolled.prompt_B,
+            chain_seeds_B=list(range(len(rolled.prompt_B))),
+        ),
         advantage_BK=advantage_BK,
         kept_BK=kept_BK,
         num_kept=float(kept_BK.sum()),
@@ -185,6 +198,29 @@ def test_what_was_rewarded_becomes_likelier_and_what_was_punished_less(
         )
     drawn = rolled.drawn.trajectory.phases[phase]
     assert sign * (out[drawn.name].logprob_BW[0] - drawn.logprob_BW[2]).sum() > 1e-5
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_nft_moves_the_policy_towards_good_images_and_away_from_bad_ones(
+    roll: Callable[..., Any], phase: int, sign: float
+) -> None:
+    rolled = roll()
+    advantage_BK, kept_BK = torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool)
+    advantage_BK[2, phase], kept_BK[2, phase] = sign, True
+    learner = learner_of(rolled, lr=1e-4, objective="diffusion_nft")
+    data = update_of(rolled, advantage_BK, kept_BK)
+
+    def error() -> float:
+        objective = build_objective(learner_config(rolled, objective="diffusion_nft"), rolled.chain)
+        with torch.no_grad():
+            said = objective.ask(rolled.policy.model, data.drawn, torch.tensor([2]))
+        answer = said[rolled.chain.phases[phase].name]
+        return (answer.velocity_BWND - answer.target_BWND).square().mean().item()
+
+    before = error()
+    learner.update(data, 0)
+    assert sign * (before - error()) > 1e-6
 
 
 def test_a_step_with_a_nan_gradient_is_skipped(roll: Callable[..., Any]) -> None:
