@@ -24,6 +24,7 @@ from gvcot.config import flatten, to_dict
 from gvcot.data import scenes
 from gvcot.data.images import to_uint8
 from gvcot.data.show import drawn_sheet
+from gvcot.errors import ConfigError, closest
 from gvcot.model.tokenizer import WordTokenizer
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
@@ -54,6 +55,11 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
     chain = Chain(config.chain, WordTokenizer(), has_vit=True)
     rewards = build_rewards(config.rewards, provides(chain))
     phases = [phase.name for phase in chain.phases]
+    for phase in config.advantage.phase_weights:
+        if phase not in phases:
+            raise ConfigError(
+                f"advantage.phase_weights: this chain has no phase {phase!r}; {closest(phase, phases)}"
+            )
     cluster.start(
         options.num_workers,
         options.cpus_per_worker,

@@ -44,6 +44,9 @@ class AdvantageConfig:
     baseline: Literal["group", "upstream"] = "group"
     """"upstream" takes off what the rewards of earlier phases predict; see `rl.credit`."""
 
+    phase_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a phase's advantage, 1 where not named. 0 leaves the phase to the anchor (`loss.kl_coef`)."""
+
     whiten: bool = False
     """Whiten each phase's summed advantage over the batch (GDPO)."""
 

@@ -118,7 +118,7 @@ def credited(
         raw_BR, valid_BR, group_B, std=options.std, std_floor=options.std_floor, clamp=options.clamp
     )
     weights_R = mix.weights(config.rewards)
-    routed = route(
+    advantage_BK, kept_BK = route(
         result.advantage_BR,
         result.kept_BR,
         weights_R,
@@ -128,8 +128,9 @@ def credited(
         baseline=options.baseline,
         whiten=options.whiten,
     )
+    weights_K = torch.tensor([options.phase_weights.get(phase, 1.0) for phase in phases])
     overall = mix.overall(raw_BR, valid_BR, weights_R)
-    return routed, result.metrics | {"overall": overall.nanmean()}
+    return (advantage_BK * weights_K, kept_BK), result.metrics | {"overall": overall.nanmean()}
 
 
 def advantage_rows(chains: TensorDict, routed: tuple[Tensor, Tensor]) -> TensorDict:

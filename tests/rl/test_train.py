@@ -12,7 +12,7 @@ from torch import Tensor
 from gvcot.errors import RewardError
 from gvcot.seeds import generator
 from rewards.config import RewardConfig
-from rl.config import RLConfig
+from rl.config import AdvantageConfig, RLConfig
 from rl.train import advantage_rows, check_gap, credited, prompts, shuffle_within_groups
 
 PHASES = ["x_cot", "x_edit"]
@@ -60,6 +60,15 @@ def test_advantages_are_centred_scores_over_the_group_s_deviation() -> None:
     assert kept_BK.all()
     torch.testing.assert_close(stats["zero_std_fraction"], torch.tensor([0.5, 0.0]))
     torch.testing.assert_close(stats["overall"], torch.cat([MASK_B, EDIT_B]).mean())
+
+
+def test_a_phase_of_weight_0_has_no_advantage_but_stays_anchored() -> None:
+    weighted = config(advantage=AdvantageConfig(phase_weights={"x_edit": 0.0, "x_cot": 2.0}))
+    (plain, kept), _ = credited(config(), scores(MASK_B, EDIT_B), GROUP_B, 0, REACHES, PHASES)
+    (advantage_BK, kept_BK), _ = credited(weighted, scores(MASK_B, EDIT_B), GROUP_B, 0, REACHES, PHASES)
+    assert torch.equal(advantage_BK[:, 0], 2 * plain[:, 0])
+    assert advantage_BK[:, 1].eq(0).all()
+    assert torch.equal(kept_BK, kept)
 
 
 def test_missing_scores_are_masked_and_not_zeros() -> None:
