@@ -196,8 +196,8 @@ def _lock(path: Path) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"{path} belongs to a run that is still going in another process; wait for it, stop it, or choose "
-            "another folder with --run-dir (or name=...)"
+            f"{path} belongs to a run that is still going in another process; wait for it, stop it, or "
+            "choose another folder with --run-dir (or name=...)"
         ) from None
 
 
