@@ -23,6 +23,7 @@ from gvcot.chain import CHAINS, Chain
 from gvcot.data import scenes
 from gvcot.data.images import to_uint8
 from gvcot.data.show import drawn_sheet
+from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained, load_pretrained
 from gvcot.run_dir import write_atomic
 from gvcot.tracking import Tracker
@@ -48,6 +49,10 @@ class EvalRunConfig:
     num_steps: tuple[int, ...] = (8, 50)
     """ODE steps per image; the model is evaluated at each."""
 
+    draws: int = 1
+    """Images drawn per scene, with seeds from `seed` on; a scene's values are their means. More of them take
+    the luck of the noise out of a comparison."""
+
     shift: float = 1.0
     """Shift of the sampling grid; as in training."""
 
@@ -63,6 +68,10 @@ class EvalRunConfig:
 
     out: str | None = None
     """Folder for the JSON and panels; None: `evals/` beside the model."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigError(f"draws: expected at least 1 image per scene; got {self.draws}")
 
 
 STANDARD_REWARDS = ("mask_iou", "edit_accuracy", "preservation", "format")
@@ -168,17 +177,21 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
     out.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, dict[str, float]] = {}
     for num_steps in config.num_steps:
-        result = probes.evaluate(
-            policy,
-            chain,
-            rewards,
-            samples,
-            num_steps=num_steps,
-            shift=config.shift,
-            seed=config.seed,
-            batch=config.batch,
-            probes=config.probes,
-        )
+        drawn = [
+            probes.evaluate(
+                policy,
+                chain,
+                rewards,
+                samples,
+                num_steps=num_steps,
+                shift=config.shift,
+                seed=config.seed + draw,
+                batch=config.batch,
+                probes=config.probes,
+            )
+            for draw in range(config.draws)
+        ]
+        result = mean_of_draws(drawn)
         name = f"{config.split}-{num_steps}steps"
         metrics[name] = probes.summary(result, samples, list(rewards))
         write_evaluation(out, name, 0, metrics[name], result, samples)
@@ -186,6 +199,13 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
         drawn_sheet(samples[:PANEL_ROWS], images).save(out / "evals" / f"{name}.png")
     print_table(metrics)
     return metrics
+
+
+def mean_of_draws(drawn: Sequence[probes.Evaluation]) -> probes.Evaluation:
+    """Each sample's values averaged over draws that have one; the first draw's images."""
+    first = drawn[0]
+    values = {key: torch.stack([one.values[key] for one in drawn]).nanmean(0) for key in first.values}
+    return probes.Evaluation(values=values, images=first.images)
 
 
 def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:

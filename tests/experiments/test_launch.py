@@ -100,6 +100,21 @@ def test_a_model_is_evaluated_on_a_split(
     assert (tmp_path / "evals" / "val-2steps.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_several_draws_per_scene_are_averaged(policy_folder: Path, tmp_path: Path) -> None:
+    def scores(name: str, *overrides: str) -> list[float]:
+        plain = ["num_samples=3", "num_steps=[1]", f"out={tmp_path / name}", "threads=1", "probes=false"]
+        run_eval(policy_folder, [*plain, *overrides], split="val", dry_run=False)
+        content = json.loads((tmp_path / name / "evals" / "val-1steps.step_0.json").read_text())
+        return content["samples"]["values"]["preservation"]
+
+    both, fifth, sixth = (
+        scores(n, *o) for n, o in (("b", ("seed=5", "draws=2")), ("f", ("seed=5",)), ("s", ("seed=6",)))
+    )
+    assert both == pytest.approx([(a + b) / 2 for a, b in zip(fifth, sixth, strict=True)], abs=2e-5)
+    with pytest.raises(ConfigError, match="draws: expected at least 1"):
+        run_eval(policy_folder, ["draws=0"], split="val", dry_run=True)
+
+
 def test_a_finished_stage_has_weights_metrics_pictures_and_a_report(
     policy_folder: Path, cache_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
