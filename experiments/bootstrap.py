@@ -68,6 +68,43 @@ def compare(before: Path, after: Path, metrics: Sequence[str]) -> dict[str, Diff
     return {m: paired(values_before[m], values_after[m]) for m in metrics if m in values_before}
 
 
+def compare_means(
+    before: Sequence[Path], after: Sequence[Path], metrics: Sequence[str], *, draws: int = 4000, seed: int = 0
+) -> dict[str, Difference]:
+    """The mean of some runs against the mean of others, on the same scenes, metric by metric.
+
+    The interval is a hierarchical bootstrap: scenes are resampled (the same for all), and runs on each side,
+    so that it also covers what other seeds would have given.
+
+    Raises:
+        DataError: no files, or files of different scenes.
+    """
+    if not before or not after:
+        raise DataError("means are compared of at least one run on each side")
+    files = [read_values(path) for path in (*before, *after)]
+    for path, (ids, _) in zip((*before, *after), files, strict=True):
+        if ids != files[0][0]:
+            raise DataError(f"{path} and {before[0]} are not of the same scenes; evaluate both on one split")
+    out = {}
+    for metric in metrics:
+        if not all(metric in values for _, values in files):
+            continue
+        rows_FB = np.stack([values[metric] for _, values in files])
+        rows_FB = rows_FB[:, np.isfinite(rows_FB).all(0)]
+        first_FB, second_FB = rows_FB[: len(before)], rows_FB[len(before) :]
+        rng = np.random.default_rng(seed)
+        deltas = []
+        for _ in range(draws):
+            scene = rng.integers(rows_FB.shape[1], size=rows_FB.shape[1])
+            sides = [
+                side[rng.integers(len(side), size=len(side))][:, scene] for side in (first_FB, second_FB)
+            ]
+            deltas.append(sides[1].mean() - sides[0].mean())
+        low, high = np.quantile(deltas, [0.025, 0.975])
+        out[metric] = Difference(float(first_FB.mean()), float(second_FB.mean()), float(low), float(high))
+    return out
+
+
 def first_and_last(folder: Path, split: str) -> tuple[Path, Path]:
     """The evaluations of a run before and after training.
 

@@ -130,19 +130,29 @@ def export_model(
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders, or evaluations' JSON files.")],
     split: Annotated[str, typer.Option(help="Which evaluations.")] = "val",
-    against: Annotated[Path | None, typer.Option(help="Compare the ends with this run's (or file).")] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Compare ends with this run's (or file); may be repeated.")
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Only this metric; may be repeated.")] = None,
 ) -> None:
-    """Before and after training, run by run, with paired bootstrap intervals over scenes (markdown)."""
+    """Before and after training, or against other runs' ends, with paired bootstrap intervals (markdown).
+
+    Intervals are over scenes; those of means of several runs are over scenes and runs.
+    """
     from experiments.bootstrap import compare as differences
-    from experiments.bootstrap import first_and_last, latest, markdown
+    from experiments.bootstrap import compare_means, first_and_last, latest, markdown
 
     metrics = metric or ["mask_iou", "edit_accuracy", "preservation", "format"]
-    if against is None:
-        pairs = {str(r): first_and_last(r, split) for r in run_dirs}
+    if not against:
+        rows = {str(r): differences(*first_and_last(r, split), metrics) for r in run_dirs}
     else:
-        pairs = {str(r): (latest(against, split), latest(r, split)) for r in run_dirs}
-    typer.echo(markdown({name: differences(*pair, metrics) for name, pair in pairs.items()}))
+        before, after = [latest(r, split) for r in against], [latest(r, split) for r in run_dirs]
+        alone = before[0] if len(before) == 1 else None
+        named = zip(run_dirs, after, strict=True)
+        rows = {str(r): differences(alone, end, metrics) for r, end in named} if alone else {}
+        if len(before) > 1 or len(after) > 1:
+            rows["mean of the runs"] = compare_means(before, after, metrics)
+    typer.echo(markdown(rows))
 
 
 @app.command()

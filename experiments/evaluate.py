@@ -54,7 +54,7 @@ class EvalRunConfig:
     the luck of the noise out of a comparison."""
 
     shift: float = 1.0
-    """Shift of the sampling grid; as in training."""
+    """Shift of the sampling grid; as in rollouts."""
 
     chain: ChainConfig = field(default_factory=ChainConfig)
     size: int = 64

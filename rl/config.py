@@ -223,6 +223,11 @@ class RLConfig:
                 "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to "
                 "train on; use noise_level=0.7 and window_size=2, or objective=diffusion_nft"
             )
+        if self.objective == "diffusion_nft" and self.rollout.initial_noise == "group":
+            raise ConfigError(
+                "rollout.initial_noise=group: objective=diffusion_nft samples by the ODE, so that all chains "
+                "of a group would be the same; use rollout.initial_noise=chain, or objective=reverse_window"
+            )
         if self.loss.updates_per_rollout < 1:
             raise ConfigError(
                 f"loss.updates_per_rollout: expected at least 1; got {self.loss.updates_per_rollout}"

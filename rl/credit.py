@@ -13,7 +13,8 @@ fixed once the reasoning image is drawn, while a judge of the edit depends on bo
 Rewards that were settled before a phase began can't be its doing, but they predict what comes after: a good
 edit is likelier on a well-placed region, whatever the edit phase does. With `baseline="upstream"` the part
 of a phase's advantage that such rewards predict is taken off: a baseline that depends on the state in which
-the phase began (a control variate), which leaves the expected gradient as it is and lowers its variance.
+the phase began (a control variate), which lowers the gradient's variance and leaves its expectation as it is,
+but for a bias of the order of 1 / B, since the fit is on the same chains.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def route(
         mode: see the module docstring.
         baseline: "group" is the group's mean alone; "upstream" also takes off what earlier phases' rewards
             predict (see the module docstring).
-        whiten: whiten each phase's advantages over the batch (see `rl.advantage.combine`).
+        whiten: whiten each phase's advantages over the batch (see `rl.advantage.whitened`).
 
     Returns:
         advantage_BK (exactly 0 where not kept) and kept_BK, False for (chain, phase) pairs without any

@@ -63,7 +63,7 @@ class Learner:
         """
         assert (reference is not None) == (config.loss.kl_coef > 0)
         self._config, self._world_size = config, world_size
-        self._objective = build_objective(config, chain)
+        self.objective = build_objective(config, chain)
         self.model = model
         self.reference = reference
         self.parameters = freeze_but(model, config.optim.train)
@@ -137,7 +137,7 @@ class Learner:
             return None
         with torch.no_grad():
             return [
-                self._objective.ask(self.model, data.drawn, rows)
+                self.objective.ask(self.model, data.drawn, rows)
                 for rows in self.micro_batches(len(data.drawn.prompt_B))
             ]
 
@@ -149,7 +149,7 @@ class Learner:
         parts: list[dict[str, float]] = []
         sizes: list[int] = []
         for i, rows in enumerate(self.micro_batches(len(data.drawn.prompt_B))):
-            said = self._objective.ask(self.model, data.drawn, rows)
+            said = self.objective.ask(self.model, data.drawn, rows)
             sampled = old[i] if old else {name: answer.detached() for name, answer in said.items()}
             if first:
                 drift = max(
@@ -182,7 +182,7 @@ class Learner:
             assert isinstance(phase, ImagePhase), "only image phases are trained"
             now = said[phase.name]
             mask_BW = data.kept_BK[rows, k, None].expand(now.velocity_BWND.shape[:2])
-            loss_BW, stats = self._objective.loss(
+            loss_BW, stats = self.objective.loss(
                 phase, rows, now, sampled[phase.name], data.advantage_BK[rows, k], mask_BW
             )
             values = {name: float(value) for name, value in stats.items()}
@@ -201,7 +201,7 @@ class Learner:
 
     @torch.no_grad()
     def _reference_velocities(self, data: Update, rows: Tensor) -> Answers | None:
-        return None if self.reference is None else self._objective.ask(self.reference, data.drawn, rows)
+        return None if self.reference is None else self.objective.ask(self.reference, data.drawn, rows)
 
     def _set_learning_rate(self, step: int) -> None:
         optim = self._config.optim

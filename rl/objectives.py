@@ -63,6 +63,11 @@ class Said(Protocol):
 class Objective(Protocol):
     """One way to train on drawn chains."""
 
+    @property
+    def sampling(self) -> RolloutConfig:
+        """How it wants chains to be drawn."""
+        ...
+
     def ask(self, model: UnifiedModel, drawn: Drawn, rows: Tensor) -> Mapping[str, Any]:
         """Phase name -> what `model` says of some chains."""
         ...
@@ -84,25 +89,23 @@ class Objective(Protocol):
 
 def build_objective(config: RLConfig, chain: Chain) -> Objective:
     """The configured objective."""
-    return ReverseWindow(config, chain) if config.objective == "reverse_window" else ForwardNFT(config, chain)
-
-
-def sampling(config: RLConfig) -> RolloutConfig:
-    """How the objective wants chains to be drawn."""
-    if config.objective == "reverse_window":
-        return config.rollout
-    return replace(config.rollout, noise_level=0.0, window_size=0)
+    match config.objective:
+        case "reverse_window":
+            return ReverseWindow(config, chain)
+        case "diffusion_nft":
+            return DiffusionNFT(config, chain)
 
 
 class ReverseWindow:
     """The probability ratio of the stochastic steps."""
 
     def __init__(self, config: RLConfig, chain: Chain) -> None:
-        self._config, self._chain = config, chain
+        self.sampling = config.rollout
+        self._loss, self._chain = config.loss, chain
 
     def ask(self, model: UnifiedModel, drawn: Drawn, rows: Tensor) -> dict[str, Replay]:
         """See `Objective`."""
-        return replay(model, self._chain, drawn.trajectory, drawn.prompt_B, rows, self._config.rollout)
+        return replay(model, self._chain, drawn.trajectory, drawn.prompt_B, rows, self.sampling)
 
     def loss(
         self,
@@ -114,7 +117,7 @@ class ReverseWindow:
         mask_BW: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective`."""
-        loss_BW, metrics = policy_loss(self._config.loss, now, sampled, advantage_B, mask_BW)
+        loss_BW, metrics = policy_loss(self._loss, now, sampled, advantage_B, mask_BW)
         gap_BW = (now.logprob_BW.detach() - phase.logprob_BW[rows]).abs()
         return loss_BW, metrics | {"logprob_gap": gap_BW.mean(), "logprob_gap_max": gap_BW.max()}
 
@@ -131,10 +134,11 @@ class Velocities:
         return Velocities(velocity_BWND=self.velocity_BWND.detach(), target_BWND=self.target_BWND)
 
 
-class ForwardNFT:
+class DiffusionNFT:
     """DiffusionNFT on every image of a chain."""
 
     def __init__(self, config: RLConfig, chain: Chain) -> None:
+        self.sampling = replace(config.rollout, noise_level=0.0, window_size=0)
         self._config, self._chain = config.nft, chain
         self._noised: tuple[Trajectory, dict[str, Renoised]] | None = None
 

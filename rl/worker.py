@@ -30,7 +30,7 @@ from rl import probes
 from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, register
 from rl.config import RLConfig
 from rl.learner import Learner, Update
-from rl.objectives import Drawn, sampling
+from rl.objectives import Drawn
 from rl.scoring import provides, reward_batch, watch
 from rollout.sample import chain_noise, window_denoiser
 from rollout.tensors import from_tensordict, table, to_tensordict
@@ -75,7 +75,7 @@ class PolicyWorker(Worker):
     def rollout(self, prompts: TensorDict) -> TensorDict:
         """P rows {"index", "position", "step"} -> B rows of `rollout.tensors` with the prompt's columns."""
         config = self._config
-        step, how = int(prompts["step"][0]), sampling(config)
+        step, how = int(prompts["step"][0]), self._learner.objective.sampling
         windows = draw_windows(
             config.seed,
             step,
@@ -84,8 +84,8 @@ class PolicyWorker(Worker):
             *how.window_range,
             phases=[p.name for p in self._chain.phases],
         )
-        chain_seeds_B, group_seeds_B = rollout_seeds(config, step, prompts["position"].tolist())
-        shared = how.initial_noise == "group"
+        positions = prompts["position"].tolist()
+        chain_seeds_B = rollout_seeds(config, step, positions)
         condition = condition_of(self._samples(prompts["index"]), *self._encoders())
         with distributed.gathered(self._policy.model):
             drawn = draw(
@@ -94,7 +94,7 @@ class PolicyWorker(Worker):
                 self._chain,
                 condition,
                 denoise=window_denoiser(how, windows, chain_seeds_B),
-                noise=chain_noise(group_seeds_B if shared else chain_seeds_B),
+                noise=chain_noise(initial_seeds(config, step, positions)),
                 chains_per_prompt=config.group_size,
             )
         rows = to_tensordict(drawn.trajectory, drawn.images)
@@ -127,7 +127,7 @@ class PolicyWorker(Worker):
         condition = condition_of(self._samples(index_P), *self._encoders())
         names = tuple(phase.name for phase in self._chain.phases)
         step, group = int(chains["step"][0]), self._config.group_size
-        chain_seeds_B, _ = rollout_seeds(self._config, step, chains["position"][::group].tolist())
+        chain_seeds_B = rollout_seeds(self._config, step, chains["position"][::group].tolist())
         trajectory = from_tensordict(chains, condition, names)
         data = Update(
             drawn=Drawn(trajectory=trajectory, prompt_B=prompt_B, chain_seeds_B=chain_seeds_B),
@@ -195,11 +195,17 @@ class PolicyWorker(Worker):
         return scenes.generate(data.seed, index, split="train", size=data.size, tasks=data.tasks)
 
 
-def rollout_seeds(config: RLConfig, step: int, positions: list[int]) -> tuple[list[int], list[int]]:
-    """(a seed per chain, its group's seed per chain), however prompts are dealt to workers."""
+def rollout_seeds(config: RLConfig, step: int, positions: list[int]) -> list[int]:
+    """A seed per chain, however prompts are dealt to workers."""
     size = range(config.group_size)
-    chains = [seeds.derive(config.seed, "chain", step, p, g) for p in positions for g in size]
-    return chains, [seeds.derive(config.seed, "group", step, p) for p in positions for _ in size]
+    return [seeds.derive(config.seed, "chain", step, p, g) for p in positions for g in size]
+
+
+def initial_seeds(config: RLConfig, step: int, positions: list[int]) -> list[int]:
+    """The seed of each chain's initial noise: its own, or its group's (`rollout.initial_noise`)."""
+    if config.rollout.initial_noise == "chain":
+        return rollout_seeds(config, step, positions)
+    return [seeds.derive(config.seed, "group", step, p) for p in positions for _ in range(config.group_size)]
 
 
 def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.bootstrap import Difference, compare, first_and_last, latest, markdown, paired
+from experiments.bootstrap import (
+    Difference,
+    compare,
+    compare_means,
+    first_and_last,
+    latest,
+    markdown,
+    paired,
+)
 from experiments.cli import app
 from gvcot.errors import DataError
 
@@ -97,6 +105,24 @@ def test_the_ends_of_runs_are_compared_with_another_run_s_end_or_with_a_file(tmp
         assert "0.500 → 0.600 (+0.100 [+0.100, +0.100])" in shown.output
     with pytest.raises(DataError, match="neither a run with an evaluation on val"):
         latest(tmp_path, "val")
+
+
+def test_means_of_runs_have_intervals_over_runs_as_well(tmp_path: Path) -> None:
+    """Hand-computed: scenes agree, so all the spread is that of drawing .6 and .8 twice."""
+    before = [evaluation(tmp_path / "a.json", ["s0", "s1"], mask_iou=[0.5, 0.5])]
+    after = [
+        evaluation(tmp_path / f"{i}.json", ["s0", "s1"], mask_iou=[v, v]) for i, v in enumerate((0.6, 0.8))
+    ]
+    result = compare_means(before, after, ["mask_iou", "unknown"])
+    assert list(result) == ["mask_iou"]
+    assert result["mask_iou"] == pytest.approx((0.5, 0.7, 0.1, 0.3))
+    other = evaluation(tmp_path / "c.json", ["s0", "s9"], mask_iou=[0.5, 0.5])
+    with pytest.raises(DataError, match=r"c\.json and .* are not of the same scenes"):
+        compare_means(before, [other], ["mask_iou"])
+    command = ["compare", *map(str, after), "--against", str(before[0]), "--metric", "mask_iou"]
+    shown = CliRunner().invoke(app, command).output
+    assert "0.500 → 0.800 (+0.300 [+0.300, +0.300])" in shown
+    assert "| mean of the runs | 0.500 → 0.700 (+0.200 [+0.100, +0.300]) |" in shown
 
 
 def test_differences_are_written_as_a_table() -> None:

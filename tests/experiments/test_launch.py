@@ -100,6 +100,12 @@ def test_a_model_is_evaluated_on_a_split(
     assert (tmp_path / "evals" / "val-2steps.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_weight_for_a_phase_that_the_chain_lacks_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    overrides = [f"model={policy_folder}", "advantage.phase_weights={x_edti: 0}"]
+    with pytest.raises(ConfigError, match=r"no phase 'x_edti'; did you mean 'x_edit'"):
+        run_rl("rl/tiny", overrides, resume="auto", dry_run=False, run_dir=tmp_path / "run")
+
+
 def test_several_draws_per_scene_are_averaged(policy_folder: Path, tmp_path: Path) -> None:
     def scores(name: str, *overrides: str) -> list[float]:
         plain = ["num_samples=3", "num_steps=[1]", f"out={tmp_path / name}", "threads=1", "probes=false"]

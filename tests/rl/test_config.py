@@ -37,6 +37,10 @@ def test_the_plain_configuration_is_accepted() -> None:
         ({"group_size": 1}, "at least 2 chains to compare; got 1"),
         ({"prompts_per_step": 3}, "prompts_per_step=3 can't be dealt evenly to cluster.num_workers=2"),
         ({"rollout": RolloutConfig(noise_level=0.0)}, "no log-probs to train on"),
+        (
+            {"objective": "diffusion_nft", "rollout": RolloutConfig(initial_noise="group")},
+            "all chains of a group would be the same",
+        ),
         ({"rollout": RolloutConfig(window_size=0)}, "no log-probs to train on"),
         ({"loss": LossConfig(updates_per_rollout=0)}, "updates_per_rollout: expected at least 1; got 0"),
     ],
