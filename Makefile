@@ -51,7 +51,6 @@ $(DOCS): $(BASE)
 warm-start: $(BASE)
 	$(VENV)/bin/gvcot sft tiny-codec
 	$(VENV)/bin/gvcot sft tiny-base
-	$(VENV)/bin/gvcot sft tiny-locate
 	$(VENV)/bin/gvcot sft tiny-stage1
 	$(VENV)/bin/gvcot sft tiny-stage2a
 	$(VENV)/bin/gvcot sft tiny-stage2

@@ -74,10 +74,11 @@ def compare_means(
     """The mean of some runs against the mean of others, on the same scenes, metric by metric.
 
     The interval is a hierarchical bootstrap: scenes are resampled (the same for all), and runs on each side,
-    so that it also covers what other seeds would have given.
+    so that it also covers what other seeds would have given. A scene's value on one side is the mean over the
+    runs that have one there; scenes without a value on both sides are left out.
 
     Raises:
-        DataError: no files, or files of different scenes.
+        DataError: no files, files of different scenes, or no scene with a value on both sides.
     """
     if not before or not after:
         raise DataError("means are compared of at least one run on each side")
@@ -90,19 +91,33 @@ def compare_means(
         if not all(metric in values for _, values in files):
             continue
         rows_FB = np.stack([values[metric] for _, values in files])
-        rows_FB = rows_FB[:, np.isfinite(rows_FB).all(0)]
         first_FB, second_FB = rows_FB[: len(before)], rows_FB[len(before) :]
+        both_B = np.isfinite(first_FB).any(0) & np.isfinite(second_FB).any(0)
+        if not both_B.any():
+            raise DataError(f"{metric}: no scene has a value on both sides")
+        first_FB, second_FB = first_FB[:, both_B], second_FB[:, both_B]
         rng = np.random.default_rng(seed)
         deltas = []
         for _ in range(draws):
-            scene = rng.integers(rows_FB.shape[1], size=rows_FB.shape[1])
-            sides = [
-                side[rng.integers(len(side), size=len(side))][:, scene] for side in (first_FB, second_FB)
-            ]
-            deltas.append(sides[1].mean() - sides[0].mean())
+            scene = rng.integers(both_B.sum(), size=both_B.sum())
+            first_B, second_B = (
+                scene_means(side[rng.integers(len(side), size=len(side))][:, scene])
+                for side in (first_FB, second_FB)
+            )
+            delta_B = (second_B - first_B)[np.isfinite(second_B - first_B)]
+            if len(delta_B):
+                deltas.append(delta_B.mean())
         low, high = np.quantile(deltas, [0.025, 0.975])
-        out[metric] = Difference(float(first_FB.mean()), float(second_FB.mean()), float(low), float(high))
+        means = scene_means(first_FB).mean(), scene_means(second_FB).mean()
+        out[metric] = Difference(float(means[0]), float(means[1]), float(low), float(high))
     return out
+
+
+def scene_means(rows_FB: np.ndarray) -> np.ndarray:
+    """Mean of each scene (B,) over the runs that have a value of it; NaN where none has."""
+    known_FB = np.isfinite(rows_FB)
+    total_B, count_B = np.where(known_FB, rows_FB, 0.0).sum(0), known_FB.sum(0)
+    return np.where(count_B > 0, total_B / np.maximum(count_B, 1), np.nan)
 
 
 def first_and_last(folder: Path, split: str) -> tuple[Path, Path]:

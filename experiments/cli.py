@@ -175,16 +175,39 @@ def data_show(
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
-    size: Annotated[int, typer.Option(help="Pixels per side.")] = 64,
+    size: Annotated[int | None, typer.Option(help="Pixels per side; 16 a cell by default.")] = None,
+    level: Annotated[Literal["easy", "standard", "hard"], typer.Option(help="How hard.")] = "standard",
+    settings: Annotated[list[str] | None, typer.Argument(help="Settings of the world: key=value.")] = None,
 ) -> None:
     """Draw scenes with their instruction, region and target into one picture."""
+    from gvcot.config import parse
     from gvcot.data import scenes
     from gvcot.data.show import contact_sheet
 
-    samples = [scenes.generate(seed, i, split=split, size=size, tasks=task or None) for i in range(count)]
+    overrides = [f"level={level}", *([f"tasks=[{', '.join(task)}]"] if task else []), *(settings or [])]
+    world = parse(scenes.WorldConfig, overrides)
+    samples = scenes.samples(split, range(count), seed=seed, size=size, world=world)
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(samples).save(out)
     typer.echo(out)
+
+
+@data_app.command("speed")
+def data_speed(
+    recipe: Annotated[str, typer.Argument(help="A supervised stage whose step is measured.")] = "tiny-stage2",
+    overrides: Overrides = None,
+    level: Annotated[
+        Literal["easy", "standard", "hard"] | None, typer.Option(help="How hard; default: the recipe's.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 3,
+) -> None:
+    """Measure on one core what scenes cost to generate and encode, beside a training step on them."""
+    from rich.console import Console
+
+    from experiments.feeding import feed_speed
+
+    for table in feed_speed(_named("sft", recipe), overrides or [], level, repeats):
+        Console().print(table)
 
 
 @rewards_app.command("list")

@@ -22,6 +22,7 @@ from rich.table import Table
 from gvcot.chain import CHAINS, Chain
 from gvcot.data import scenes
 from gvcot.data.images import to_uint8
+from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.show import drawn_sheet
 from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained, load_pretrained
@@ -32,6 +33,7 @@ from rewards.base import Reward
 from rewards.config import RewardConfig
 from rewards.registry import build_rewards
 from rl import probes
+from rl.probes import Probe
 from rl.scoring import provides
 from sft.config import SFTConfig
 
@@ -58,10 +60,15 @@ class EvalRunConfig:
 
     chain: ChainConfig = field(default_factory=ChainConfig)
     size: int = 64
+    """Pixels per side."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """How hard the scenes are, and which tasks they have."""
+
     seed: int = 0
     batch: int = 64
-    probes: bool = True
-    """Also draw edits after shuffled and after true reasoning images; off, it takes half the time."""
+    probes: tuple[Probe, ...] = ("shuffled_x_cot", "true_x_cot", "counterfactual_x_cot")
+    """Also draw edits after these reasoning images; without any it takes less than half the time."""
 
     threads: int = 0
     """Torch threads; 0: all cores."""
@@ -74,7 +81,15 @@ class EvalRunConfig:
             raise ConfigError(f"draws: expected at least 1 image per scene; got {self.draws}")
 
 
-STANDARD_REWARDS = ("mask_iou", "edit_accuracy", "preservation", "format")
+STANDARD_REWARDS = (
+    "mask_iou",
+    "edit_accuracy",
+    "preservation",
+    "format",
+    "where",
+    "what_given_where",
+    "x_cot_change_iou",
+)
 """Scored at every evaluation of a supervised stage, as far as the chain allows."""
 
 PANEL_ROWS = 12
@@ -98,7 +113,9 @@ class StageEvaluator:
         self._config, self._run, self._tracker = config, run, tracker
         options = config.eval
         size = config.model.image_size
-        self._samples = scenes.samples(options.split, range(options.num_samples), size=size)
+        self._samples = scenes.samples(
+            options.split, range(options.num_samples), size=size, world=options.world
+        )
 
     def __call__(self, policy: Pretrained, step: int) -> dict[str, float]:
         options = self._config.eval
@@ -113,7 +130,7 @@ class StageEvaluator:
             num_steps=options.num_steps,
             shift=options.shift,
             seed=self._config.seed,
-            probes=False,
+            probes=(),
         )
         return record(self._run, self._tracker, options.split, step, result, self._samples, list(rewards))
 
@@ -172,7 +189,8 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
     chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
     rewards = standard_rewards(chain)
     length = scenes.length(config.split)
-    samples = scenes.samples(config.split, range(config.num_samples or length), size=config.size)
+    indices = range(config.num_samples or length)
+    samples = scenes.samples(config.split, indices, size=config.size, world=config.world)
     out = folder if config.out is None else Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, dict[str, float]] = {}
@@ -212,5 +230,5 @@ def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
     """One row per metric, one column per evaluation."""
     table = Table("metric", *metrics)
     for key in next(iter(metrics.values())):
-        table.add_row(key, *(f"{values[key]:.4f}" for values in metrics.values()))
+        table.add_row(key, *(f"{values.get(key, math.nan):.4f}" for values in metrics.values()))
     Console().print(table)

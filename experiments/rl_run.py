@@ -97,7 +97,12 @@ class PolicyEvaluator:
     def __init__(self, config: RLConfig, policy: cluster.WorkerGroup, run: RunDir, tracker: Tracker) -> None:
         self._config, self._policy, self._run, self._tracker = config, policy, run, tracker
         options = config.eval
-        self._samples = scenes.samples(options.split, range(options.num_samples), size=config.data.size)
+        self._samples = scenes.samples(
+            options.split,
+            range(options.num_samples),
+            size=config.data.size,
+            world=options.world or config.data.world,
+        )
         self.latest: dict[str, float] = {}
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -152,7 +157,7 @@ class Watcher:
 
     def _sample(self, index: int) -> EditSample:
         data = self._config.data
-        return scenes.generate(data.seed, index, split="train", size=data.size, tasks=data.tasks)
+        return scenes.generate(data.seed, index, split="train", size=data.size, world=data.world)
 
 
 def progress_bar() -> Progress:

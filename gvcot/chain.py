@@ -40,6 +40,10 @@ class PhaseSpec:
     kind: Literal["image"]
     """What is generated."""
 
+    truth: Literal["painted", "target", "source"]
+    """What supervised training shows as this image: the source with the region painted on it, the edited
+    image, or the source as it is."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChainSpec:
@@ -55,15 +59,20 @@ class ChainSpec:
     """Turns the instruction into the prompt; None: the instruction itself."""
 
 
-X_COT = PhaseSpec(name="x_cot", kind="image")
-X_EDIT = PhaseSpec(name="x_edit", kind="image")
+X_COT = PhaseSpec(name="x_cot", kind="image", truth="painted")
+X_EDIT = PhaseSpec(name="x_edit", kind="image", truth="target")
+X_COPY = PhaseSpec(name="x_cot", kind="image", truth="source")
 
 CHAINS: dict[str, ChainSpec] = {
     "direct": ChainSpec(system=None, phases=(X_EDIT,)),
     "mask": ChainSpec(system=None, phases=(X_COT,), wrap=prompts.mask_prompt),
     "gvcot": ChainSpec(system=prompts.SYSTEM, phases=(X_COT, X_EDIT)),
+    "edit_first": ChainSpec(system=prompts.SYSTEM, phases=(X_EDIT, X_COT)),
+    "blank": ChainSpec(system=prompts.SYSTEM, phases=(X_COPY, X_EDIT)),
 }
-"""`direct` edits at once, `mask` is stage 1's masking skill alone, `gvcot` draws where and then edits."""
+"""`direct` edits at once, `mask` is stage 1's masking skill alone, `gvcot` draws where and then edits. Two
+controls have the tokens and the cost of `gvcot`: `edit_first` has its labels too, in the other order, so that
+no reasoning reaches the edit; `blank` repeats the source where `gvcot` would draw its reasoning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,12 +108,17 @@ class Chain:
         self.feedback_kinds = tuple(k for k in config.feedback if k == "vae" or has_vit)
         if len(spec.phases) > 1 and not self.feedback_kinds:
             raise ConfigError(
-                f"chain {config.name!r} feeds its reasoning image back, but feedback={list(config.feedback)} "
+                f"chain {config.name!r} feeds its first image back, but feedback={list(config.feedback)} "
                 f"leaves nothing for a model {'with' if has_vit else 'without'} a ViT; use feedback=[vae]"
             )
         self._wrap = spec.wrap
         self._tokenizer = tokenizer
         self._system_T = None if spec.system is None else torch.tensor(tokenizer.encode(spec.system))
+
+    @property
+    def reasons_first(self) -> bool:
+        """Whether the edit is drawn in sight of x_cot."""
+        return [phase.name for phase in self.phases] == ["x_cot", "x_edit"]
 
     @property
     def sees_decoded(self) -> bool:

@@ -51,6 +51,11 @@ def load(cls: type[T], recipe: str | Path, overrides: Sequence[str] = ()) -> T:
     return decode(cls, raw)
 
 
+def parse(cls: type[T], overrides: Sequence[str]) -> T:
+    """Builds `cls` from `dotted.key=value` settings alone. Raises ConfigError as `load` does."""
+    return decode(cls, OmegaConf.to_container(_parse_overrides(overrides)))
+
+
 def load_dump(cls: type[T], path: Path) -> T:
     """Reads back what `dump` wrote, literally: no `extends`, no interpolation."""
     return decode(cls, yaml.safe_load(path.read_text()))
@@ -83,10 +88,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+BASE = "base.yaml"
+"""A file of this name holds what the recipes beside it share, and is not a whole run."""
+
+
 def recipe_names(group: str | None = None) -> list[str]:
-    """Names of the shipped recipes, as `<group>/<name>`."""
-    pattern = f"{group or '*'}/*.yaml"
-    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.glob(pattern))
+    """Names of the shipped recipes, as `<group>/<name>`; a name may go through further folders."""
+    paths = [path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml") if path.name != BASE]
+    return sorted(str(p.with_suffix("")) for p in paths if group is None or p.parts[0] == group)
 
 
 def find_recipe(recipe: str | Path) -> Path:

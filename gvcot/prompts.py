@@ -6,6 +6,8 @@ description prompt is ours (region description is a task of the small model's ba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SYSTEM = "You should first identify the editing region and then generate edited image."
 """System prompt of the two-image chain (stage 2 of the paper, and RL)."""
 
@@ -21,17 +23,27 @@ def describe_prompt() -> str:
 
 
 def locate_prompt(instruction: str) -> str:
-    """What asks for the region's box in coordinate words."""
+    """What asks for the region in words: where it is, and what."""
     return f'Given the instruction: "{instruction}", identify the editing region'
 
 
-def box_words(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
-    """A box (x0, y0, x1, y1) in pixels as coordinate words, each axis cut into 32 bins.
+def inventory_prompt() -> str:
+    """What asks for everything in the image, in words."""
+    return "Describe each thing in the image."
+
+
+def point_words(point: tuple[float, float], size: tuple[int, int]) -> str:
+    """A point (x, y) in pixels as coordinate words, each axis cut into 32 bins; `size`: (width, height)."""
+    return f"<x{int(point[0] * 32 / size[0])}> <y{int(point[1] * 32 / size[1])}>"
+
+
+def place_words(boxes: Sequence[tuple[int, int, int, int]], caption: str, size: tuple[int, int]) -> str:
+    """A region in words: the middle of each of its parts, then what it is.
 
     Args:
-        box: x1 and y1 exclusive.
+        boxes: (x0, y0, x1, y1) in pixels of each part, x1 and y1 exclusive.
+        caption: the region's caption.
         size: (width, height) of the image in pixels.
     """
-    x0, y0, x1, y1 = box
-    bins = [x0 * 32 // size[0], y0 * 32 // size[1], (x1 - 1) * 32 // size[0], (y1 - 1) * 32 // size[1]]
-    return " ".join(f"<{axis}{value}>" for axis, value in zip("xyxy", bins, strict=True))
+    middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
+    return " ".join([*(point_words(middle, size) for middle in middles), caption])

@@ -73,12 +73,23 @@ class EditSample:
     region_caption: str = ""
     """The region in words ("a small red circle"), for region description; empty when unknown."""
 
+    scene_caption: str = ""
+    """Everything in the source in words, with the place of each in coordinate words; empty when unknown."""
+
     target_HW3: np.ndarray | None = None
     """uint8 RGB, the exact edited image; None where no ground truth exists."""
 
     change_mask_HW: np.ndarray | None = None
     """bool; where target and source may differ. A superset of the differing pixels; not equal to
     `mask_HW`: moving or scaling a thing changes pixels outside it."""
+
+    things: tuple[Region, ...] = ()
+    """Everything that stands in the source, as silhouettes that don't overlap; empty where that isn't
+    known."""
+
+    referents: tuple[int, ...] = ()
+    """Which of `things` the instruction means; empty where it means none of them (the place of an insertion,
+    a wall)."""
 
 
 Feedback = Literal["vae", "vit"]
@@ -90,11 +101,11 @@ class ChainConfig:
     """Which chain a model follows from source and instruction to the edit."""
 
     name: str = "gvcot"
-    """A key of `gvcot.chain.CHAINS`: "direct" (edit at once) or "gvcot" (draw where, then edit)."""
+    """A key of `gvcot.chain.CHAINS`: "direct" (edit at once), "gvcot" (draw where, then edit) and others."""
 
     feedback: tuple[Feedback, ...] = ("vae", "vit")
-    """How the edit sees the reasoning image: its own clean latents ("vae", never re-encoded) and/or the
-    ViT tokens of its decoding ("vit", where the model has a ViT). The same in training, sampling and
+    """How the second image of a chain sees the first: its own clean latents ("vae", never re-encoded) and/or
+    the ViT tokens of its decoding ("vit", where the model has a ViT). The same in training, sampling and
     replay."""
 
 

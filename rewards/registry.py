@@ -19,6 +19,9 @@ REWARDS: dict[str, str] = {
     "format": "rewards.localization:Format",
     "edit_accuracy": "rewards.fidelity:EditAccuracy",
     "preservation": "rewards.fidelity:Preservation",
+    "where": "rewards.where:Where",
+    "what_given_where": "rewards.where:WhatGivenWhere",
+    "x_cot_change_iou": "rewards.where:XCotChangeIoU",
 }
 """Name -> "module:Class"; `gvcot.plugins` reads it."""
 
@@ -31,7 +34,7 @@ def build_rewards(configs: Mapping[str, RewardConfig], provides: Collection[str]
         serve
             twice with other options.
         provides: what the chain and dataset give: phases ("x_cot", "x_edit") and sample fields ("mask",
-            "change_mask", "target").
+            "change_mask", "target", "things").
 
     Raises:
         ConfigError: an unknown reward, options it doesn't take, something it requires that isn't

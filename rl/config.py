@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gvcot.data.scenes.levels import WorldConfig
 from gvcot.errors import ConfigError
 from gvcot.types import ChainConfig
 from rewards.config import RewardConfig
@@ -21,8 +22,8 @@ class SceneStream:
     size: int = 64
     """Pixels per side."""
 
-    tasks: tuple[str, ...] | None = None
-    """Tasks to draw from; None: all."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """How hard the scenes are, and which tasks they have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +140,9 @@ class RLEvalConfig:
 
     split: Literal["train", "val", "bench"] = "val"
     num_samples: int = 512
+    world: WorldConfig | None = None
+    """The world that is evaluated on; None: the one that is trained on."""
+
     num_steps: int | None = None
     """ODE steps per image; None: as many as in rollouts."""
 

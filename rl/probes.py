@@ -3,6 +3,9 @@
     shuffled x_cot    the edit is drawn after another sample's reasoning image: if its score doesn't fall, the
                       model ignores what it drew
     true x_cot        the edit is drawn after the true reasoning image: what better localisation could give
+    counterfactual    the edit is drawn after paint on another thing of the same scene: `follows` is 1 where
+      x_cot           that one is edited (how faithful the edit is to its reasoning), `where` where the edit
+                      goes to the true referent all the same
 
 Legend: B samples, N latent tokens, D values per token.
 """
@@ -10,7 +13,8 @@ Legend: B samples, N latent tokens, D values per token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +30,11 @@ from gvcot.types import EditSample, TextPhase
 from rewards.base import Reward
 from rewards.canaries import canaries
 from rewards.mix import score_all
+from rewards.where import Where
 from rl.scoring import reward_batch
+
+Probe = Literal["shuffled_x_cot", "true_x_cot", "counterfactual_x_cot"]
+"""Which reasoning image the edit is drawn after, instead of the model's own."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,7 +63,7 @@ def evaluate(
     shift: float,
     seed: int,
     batch: int = 64,
-    probes: bool = True,
+    probes: Sequence[Probe] = ("shuffled_x_cot", "true_x_cot"),
 ) -> Evaluation:
     """Draw one chain per sample and score it.
 
@@ -68,7 +76,7 @@ def evaluate(
         shift: of the sampling grid.
         seed: a sample's noise depends on (seed, its id, phase), whatever the batch.
         batch: samples drawn at once.
-        probes: also draw edits after shuffled and after true reasoning images, where the chain has one.
+        probes: also draw edits after these reasoning images, in chains whose edit sees one.
     """
     chunks = [
         _evaluate_chunk(policy, chain, rewards, samples[i : i + batch], num_steps, shift, seed, probes)
@@ -93,7 +101,7 @@ def _evaluate_chunk(
     num_steps: int,
     shift: float,
     seed: int,
-    probes: bool,
+    probes: Sequence[Probe],
 ) -> Evaluation:
     config, codec = policy.model.config, policy.codec
     condition = condition_of(samples, config, codec, chain)
@@ -112,35 +120,93 @@ def _evaluate_chunk(
     for name, result in score_all(rewards, scored).items():
         values[name] = torch.where(result.valid_B, result.raw_B, torch.nan)
     values |= {f"canary/{name}": value_B for name, value_B in canaries(scored).items()}
-    if probes and len(chain.phases) > 1:
-        after = {name: r for name, r in rewards.items() if r.reaches == chain.phases[-1].name}
-        for probe, x_cot_BND in _other_reasoning(policy, samples, drawn).items():
-            images = run({"x_cot": x_cot_BND}).images
-            for name, result in score_all(after, reward_batch(codec, samples, group_B, images)).items():
-                values[f"probe/{probe}/{name}"] = torch.where(result.valid_B, result.raw_B, torch.nan)
+    if chain.reasons_first:
+        after = {name: r for name, r in rewards.items() if r.reaches == "x_edit"}
+        for probe in probes:
+            other = _other_reasoning(probe, policy, chain, samples, drawn, seed)
+            probed = reward_batch(codec, samples, group_B, run({"x_cot": other.x_cot_BND}).images)
+            results = score_all(after, probed)
+            if other.painted is not None:
+                others = [replace(s, referents=p) for s, p in zip(samples, other.painted, strict=True)]
+                results["follows"] = Where().score(replace(probed, samples=others))
+            for name, result in results.items():
+                valid_B = result.valid_B & other.valid_B
+                values[f"probe/{probe}/{name}"] = torch.where(valid_B, result.raw_B, torch.nan)
     return Evaluation(values=values, images=drawn.images)
 
 
-def _other_reasoning(policy: Pretrained, samples: Sequence[EditSample], drawn: Drawn) -> dict[str, Tensor]:
-    """Latent tokens of reasoning images that are not the drawn ones."""
+@dataclass(kw_only=True, slots=True)
+class OtherReasoning:
+    """Reasoning images that are not the drawn ones."""
+
+    x_cot_BND: Tensor
+    """Clean latent tokens."""
+
+    valid_B: Tensor
+    """bool; False where a sample has no such image."""
+
+    painted: list[tuple[int, ...]] | None = None
+    """Which of each sample's things are painted instead of its referents."""
+
+
+def _other_reasoning(
+    probe: Probe, policy: Pretrained, chain: Chain, samples: Sequence[EditSample], drawn: Drawn, seed: int
+) -> OtherReasoning:
+    all_B = torch.ones(len(samples), dtype=torch.bool)
+    if probe == "shuffled_x_cot":
+        reasoning = drawn.trajectory.phases[0]
+        assert not isinstance(reasoning, TextPhase), "reasoning images come first"
+        return OtherReasoning(x_cot_BND=reasoning.final_BND.roll(1, 0), valid_B=all_B)
+    masks = [s.mask_HW for s in samples]
+    if probe == "true_x_cot":
+        if chain.phases[0].truth == "source":
+            masks = [np.zeros_like(mask_HW) for mask_HW in masks]
+        return OtherReasoning(x_cot_BND=_painted(policy, samples, masks), valid_B=all_B)
+    chosen = [other_things(sample, seed) for sample in samples]
+    for row, (sample, things) in enumerate(zip(samples, chosen, strict=True)):
+        if things:
+            masks[row] = np.logical_or.reduce([sample.things[i].mask_HW for i in things])
+    return OtherReasoning(
+        x_cot_BND=_painted(policy, samples, masks),
+        valid_B=torch.tensor([len(things) > 0 for things in chosen]),
+        painted=chosen,
+    )
+
+
+def _painted(policy: Pretrained, samples: Sequence[EditSample], masks: Sequence[np.ndarray]) -> Tensor:
+    """Latent tokens (B, N, D) of the sources with these masks painted on them, each in its sample's style."""
     source = to_tensor([s.source_HW3 for s in samples])
-    mask_BHW = torch.from_numpy(np.stack([s.mask_HW for s in samples]))
-    painted = overlay.paint(source, mask_BHW, [s.paint for s in samples])
-    truth_BND = flow.patchify(policy.codec.encode(painted), policy.model.config.latent_patch)
-    reasoning = drawn.trajectory.phases[0]
-    assert not isinstance(reasoning, TextPhase), "reasoning images come first"
-    return {"shuffled_x_cot": reasoning.final_BND.roll(1, 0), "true_x_cot": truth_BND}
+    painted = overlay.paint(source, torch.from_numpy(np.stack(masks)), [s.paint for s in samples])
+    return flow.patchify(policy.codec.encode(painted), policy.model.config.latent_patch)
+
+
+def other_things(sample: EditSample, seed: int) -> tuple[int, ...]:
+    """As many things as the instruction means, but others, drawn from (seed, the sample's id).
+
+    Empty where the instruction means no thing of the source, or where there aren't enough others.
+    """
+    others = [i for i in range(len(sample.things)) if i not in sample.referents]
+    num = len(sample.referents)
+    if not 0 < num <= len(others):
+        return ()
+    rng = np.random.default_rng(seeds.derive(seed, sample.sample_id, "counterfactual"))
+    return tuple(sorted(int(i) for i in rng.choice(others, size=num, replace=False)))
 
 
 def summary(
     evaluation: Evaluation, samples: Sequence[EditSample], rewards: Sequence[str]
 ) -> dict[str, float]:
-    """Means over all samples, and of each reward per referral kind ("<reward>/referral/<kind>") and task."""
+    """Means over all samples, and of each reward per referral kind ("<reward>/referral/<kind>") and task.
+
+    A mean of a group is left out where none of its samples has the score.
+    """
     out = evaluation.means()
     for field_name in ("referral", "task"):
         kinds = [getattr(s, field_name) for s in samples]
         for kind in sorted(set(kinds)):
             rows = torch.tensor([k == kind for k in kinds])
             for name in rewards:
-                out[f"{name}/{field_name}/{kind}"] = evaluation.values[name][rows].nanmean().item()
+                mean = evaluation.values[name][rows].nanmean()
+                if not mean.isnan():
+                    out[f"{name}/{field_name}/{kind}"] = mean.item()
     return out

@@ -17,7 +17,7 @@ from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.canaries import canaries, unedited
 
-SAMPLE_FIELDS = ("mask", "change_mask", "target")
+SAMPLE_FIELDS = ("mask", "change_mask", "target", "things")
 """What a sample of Scenes gives to rewards beside its images."""
 
 

@@ -143,9 +143,12 @@ class PolicyWorker(Worker):
     def evaluate(self, rows: TensorDict) -> TensorDict:
         """Rows {"index"} of the evaluation split -> per-sample values and images of the averaged policy."""
         config = self._config
-        samples = [
-            scenes.generate(0, int(i), split=config.eval.split, size=config.data.size) for i in rows["index"]
-        ]
+        samples = scenes.samples(
+            config.eval.split,
+            [int(i) for i in rows["index"]],
+            size=config.data.size,
+            world=config.eval.world or config.data.world,
+        )
         with self._learner.averaged(), distributed.gathered(self._policy.model):
             result = probes.evaluate(
                 self._policy,
@@ -192,7 +195,7 @@ class PolicyWorker(Worker):
 
     def _generate(self, index: int) -> EditSample:
         data = self._config.data
-        return scenes.generate(data.seed, index, split="train", size=data.size, tasks=data.tasks)
+        return scenes.generate(data.seed, index, split="train", size=data.size, world=data.world)
 
 
 def rollout_seeds(config: RLConfig, step: int, positions: list[int]) -> list[int]:

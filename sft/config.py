@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gvcot.errors import ConfigError
+from gvcot.data.scenes.levels import WorldConfig
+from gvcot.errors import ConfigError, closest
 from gvcot.types import Feedback
 
 DESCRIBE = "describe"
 """An understanding task of the base stage: the painted region in words."""
 
+INVENTORY = "inventory"
+"""Another: everything in the source in words, each with its place."""
+
 LOCATE = "locate"
-"""Its inverse: the region of an instruction as boxes in coordinate words."""
+"""And its inverse: where the region of an instruction is, and what, in words."""
+
+PHASES = ("x_cot", "x_edit")
+"""The images that a chain can have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,14 +47,29 @@ class DataConfig:
     seed: int = 0
     """World seed of the training split."""
 
-    num_samples: int = 24_000
-    """Training scenes; they are generated and encoded once, then drawn in seeded epochs."""
+    num_samples: int | None = 24_000
+    """Training scenes; they are generated and encoded once, then drawn in seeded epochs. None: without end,
+    encoded while the model trains."""
 
-    entities: tuple[int, int] = (4, 9)
-    """Fewest and most things in a training scene; evaluation always uses the split's own."""
+    reuse: int = 4
+    """Of an unlimited set: epochs for which a shard is used before it is dropped. Encoding costs 1 / reuse of
+    what it would."""
+
+    shard: int = 1_000
+    """Of an unlimited set: scenes that are encoded at a time; up to three shards are in memory."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """How hard the training scenes are, and which tasks they have."""
 
     cache_dir: str = "runs/cache"
-    """Encoded scenes are kept here, by the codec's and the world's fingerprint."""
+    """Encoded scenes of a bounded set are kept here, by the codec's and the world's fingerprint."""
+
+    def __post_init__(self) -> None:
+        for key in ("num_samples", "reuse", "shard"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                unlimited = " (null: unlimited)" if key == "num_samples" else ""
+                raise ConfigError(f"{key}: expected at least 1{unlimited}; got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +121,9 @@ class EvalConfig:
     chain: str = "gvcot"
     """The chain that is sampled."""
 
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """The world that is evaluated on, whatever the stage trains on."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTConfig:
@@ -110,8 +136,8 @@ class SFTConfig:
     """Checkpoint folder whose codec is used."""
 
     mix: dict[str, float]
-    """Kinds of samples and their shares: chain names (each image of the chain is a flow target), "describe"
-    and "locate"."""
+    """Kinds of samples and their shares: chain names (each image of the chain is a flow target), "describe",
+    "inventory" and "locate"."""
 
     steps: int
     """Optimiser steps."""
@@ -141,6 +167,9 @@ class SFTConfig:
     ce_weight: float = 0.25
     """Weight of the text loss beside the flow loss."""
 
+    phase_loss_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each image's flow loss, by phase ("x_cot", "x_edit"); 1 for those that aren't named."""
+
     seed: int = 0
     """Seed of weights, data order, times, noise and dropout."""
 
@@ -159,6 +188,11 @@ class SFTConfig:
     def __post_init__(self) -> None:
         if not self.mix or min(self.mix.values()) < 0 or sum(self.mix.values()) <= 0:
             raise ConfigError(f"mix: expected non-negative shares with a positive sum; got {self.mix}")
+        for phase, weight in self.phase_loss_weights.items():
+            if phase not in PHASES:
+                raise ConfigError(f"phase_loss_weights: unknown phase {phase!r}; {closest(phase, PHASES)}")
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ConfigError(f"phase_loss_weights.{phase}: expected a number >= 0; got {weight}")
         for key in ("steps", "batch_size", "noise_copies"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: expected at least 1; got {getattr(self, key)}")

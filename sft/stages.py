@@ -1,7 +1,8 @@
 """What each kind of supervised sample looks like as a sequence.
 
 A kind is a chain (each of its images is a flow target, later phases see the *true* earlier images) or
-one of understanding: "describe" (the painted region in words) and "locate" (a region's boxes in words).
+one of understanding: "describe" (the painted region in words), "inventory" (everything in the source) and
+"locate" (where a region is, and what).
 Condition dropout as in BAGEL: text, VAE and ViT conditions of an image are left out independently.
 
 Legend: B rows, N latent tokens, D values per token.
@@ -9,9 +10,8 @@ Legend: B rows, N latent tokens, D values per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from torch import Tensor
 from gvcot import prompts
 from gvcot.chain import Chain, Drop
 from gvcot.data.encoded import EncodedScenes, pixels
+from gvcot.data.stream import Feed
 from gvcot.model import flow
+from gvcot.model.codec import Codec
 from gvcot.model.config import UnifiedConfig
 from gvcot.model.sequence import Segment
 from gvcot.model.tokenizer import WordTokenizer
 from gvcot.sampler import vit_pixels
 from gvcot.types import ChainConfig, Condition
-from sft.config import DESCRIBE, LOCATE, DropConfig, SFTConfig
+from sft.config import DESCRIBE, INVENTORY, LOCATE, DropConfig, SFTConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,18 +39,34 @@ class Batch:
     target_MD: Tensor
     """fp32 velocities in pack order, M noisy tokens in all."""
 
+    weight_M: Tensor
+    """fp32 weight of each token in the loss, after the image it belongs to."""
+
 
 class BatchBuilder:
     """Builds step k's batch as a pure function of (config.seed, k)."""
 
     def __init__(
-        self, config: SFTConfig, model: UnifiedConfig, data: EncodedScenes, tokenizer: WordTokenizer
+        self,
+        config: SFTConfig,
+        model: UnifiedConfig,
+        feed: Feed,
+        tokenizer: WordTokenizer,
+        codec: Codec | None = None,
     ) -> None:
         """
+        Args:
+            config: mix, noise levels and dropout.
+            model: geometry of latents and ViT.
+            feed: the scenes of each step.
+            tokenizer: of prompts and answers.
+            codec: decodes the true images that a chain feeds back; stored pixels do for painted ones.
+
         Raises:
             ConfigError: an unknown kind of sample in `config.mix`.
         """
-        self._config, self._model, self._data, self._tokenizer = config, model, data, tokenizer
+        self._config, self._model, self._feed, self._tokenizer = config, model, feed, tokenizer
+        self._codec = codec
         self._kinds = sorted(config.mix)
         share = np.array([config.mix[k] for k in self._kinds])
         self._share = share / share.sum()
@@ -57,7 +75,7 @@ class BatchBuilder:
                 ChainConfig(name=kind, feedback=config.feedback), tokenizer, has_vit=model.vit is not None
             )
             for kind in self._kinds
-            if kind not in (DESCRIBE, LOCATE)
+            if kind not in (DESCRIBE, INVENTORY, LOCATE)
         }
 
     def batch(self, step: int) -> Batch:
@@ -65,46 +83,73 @@ class BatchBuilder:
         config = self._config
         rng = np.random.default_rng([config.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        rows = epoch_rows(len(self._data), config.batch_size, config.seed, step)
+        data = self._feed.batch(step)
         kinds = rng.choice(len(self._kinds), size=config.batch_size, p=self._share)
         samples: list[list[Segment]] = []
         targets: list[Tensor] = []
-        for row, kind in zip(rows, kinds, strict=True):
+        weights: list[Tensor] = []
+        for row, kind in enumerate(kinds):
             name = self._kinds[kind]
             if name == DESCRIBE:
-                samples.append(self._describe(row))
+                samples.append(self._describe(data, row))
+            elif name == INVENTORY:
+                samples.append(self._inventory(data, row, drop(config.drop, rng)))
             elif name == LOCATE:
-                samples.append(self._locate(row, drop(config.drop, rng)))
+                samples.append(self._locate(data, row, drop(config.drop, rng)))
             else:
-                segments, row_targets = self._chain(self._chains[name], row, rng, generator)
+                segments, row_targets, row_weights = self._chain(
+                    self._chains[name], data, row, rng, generator
+                )
                 samples.append(segments)
                 targets.extend(row_targets)
+                weights.extend(row_weights)
         empty = torch.zeros(0, self._model.latent_dim)
-        return Batch(samples=samples, target_MD=torch.cat(targets) if targets else empty)
+        return Batch(
+            samples=samples,
+            target_MD=torch.cat(targets) if targets else empty,
+            weight_M=torch.cat(weights) if weights else empty[:, 0],
+        )
 
     def _chain(
-        self, chain: Chain, row: int, rng: np.random.Generator, generator: torch.Generator
-    ) -> tuple[list[Segment], list[Tensor]]:
-        """One chain with its true images: noisy copies of each, then its clean feedback."""
-        config, data = self._config, self._data
-        segments = chain.prefix(self._condition(chain, row), 0, drop(config.drop, rng))
-        targets = []
-        truth = {"x_cot": data.x_cot_MND[row].float(), "x_edit": data.x_edit_MND[row].float()}
+        self,
+        chain: Chain,
+        data: EncodedScenes,
+        row: int,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+    ) -> tuple[list[Segment], list[Tensor], list[Tensor]]:
+        """One chain with its true images: noisy copies of each, then its clean feedback. Also the velocities
+        of the copies, and the weights of their tokens."""
+        config = self._config
+        segments = chain.prefix(self._condition(chain, data, row), 0, drop(config.drop, rng))
+        targets, weights = [], []
+        truth = {"painted": data.x_cot_MND, "target": data.x_edit_MND, "source": data.source_MND}
         for phase in chain.phases:
-            x0_ND = truth[phase.name]
+            x0_ND = truth[phase.truth][row].float()
             for t in train_times(config.noise_copies, config.shift, config.antithetic, generator):
                 eps_ND = torch.randn(x0_ND.shape, generator=generator)
                 x_ND = flow.interpolate(x0_ND[None], eps_ND[None], t[None])[0]
                 segments.append(Segment.noise(x_ND, t, data.grid))
                 targets.append(flow.velocity_target(x0_ND, eps_ND))
+                weights.append(torch.full((len(x0_ND),), config.phase_loss_weights.get(phase.name, 1.0)))
             if phase is not chain.phases[-1]:
-                shown = self._vit(data.x_cot_M3HW[row : row + 1])
-                shown_3HW = None if shown is None else shown[0]
+                painted_3HW = data.x_cot_M3HW[row] if phase.truth == "painted" else None
+                shown_3HW = self._shown(x0_ND, painted_3HW, data.grid) if chain.sees_decoded else None
                 segments += chain.feedback(x0_ND, shown_3HW, data.grid, drop(config.drop, rng))
-        return segments, targets
+        return segments, targets, weights
 
-    def _condition(self, chain: Chain, row: int) -> Condition:
-        data = self._data
+    @torch.no_grad()
+    def _shown(self, x0_ND: Tensor, painted_3HW: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """What the ViT is shown of a true image: its codec round trip, as a sampler would show it."""
+        vit = self._model.vit
+        assert vit is not None, "only a model with a ViT looks at pixels"
+        if painted_3HW is not None:
+            return vit_pixels(pixels(painted_3HW[None]), vit)[0]
+        assert self._codec is not None, "a chain that feeds back an unpainted image needs the codec"
+        latent = flow.unpatchify(x0_ND[None], grid, self._model.latent_patch)
+        return vit_pixels(self._codec.decode(latent), vit)[0]
+
+    def _condition(self, chain: Chain, data: EncodedScenes, row: int) -> Condition:
         return Condition(
             source_latent_BND=data.source_MND[row : row + 1].float(),
             source_vit_B3HW=self._vit(data.source_M3HW[row : row + 1]),
@@ -112,9 +157,8 @@ class BatchBuilder:
             grid=data.grid,
         )
 
-    def _describe(self, row: int) -> list[Segment]:
+    def _describe(self, data: EncodedScenes, row: int) -> list[Segment]:
         """The marked image, a question, and the region in words (the answer carries the text loss)."""
-        data = self._data
         question = torch.tensor(self._tokenizer.encode(prompts.describe_prompt()))
         answer = torch.tensor(self._tokenizer.encode(data.captions[row]))
         shown = self._vit(data.x_cot_M3HW[row : row + 1])
@@ -123,11 +167,18 @@ class BatchBuilder:
         )
         return [image, Segment.text(question), Segment.text(answer, loss=True)]
 
-    def _locate(self, row: int, lost: Drop) -> list[Segment]:
+    def _locate(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
         """The source, an instruction, and where its region is (the answer carries the text loss)."""
-        data = self._data
-        question = torch.tensor(self._tokenizer.encode(prompts.locate_prompt(data.instructions[row])))
-        answer = torch.tensor(self._tokenizer.encode(data.boxes[row]))
+        question = prompts.locate_prompt(data.instructions[row])
+        return self._answer(data, row, lost, question, data.places[row])
+
+    def _inventory(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
+        """The source, a question, and all that is in it (the answer carries the text loss)."""
+        return self._answer(data, row, lost, prompts.inventory_prompt(), data.inventories[row])
+
+    def _answer(self, data: EncodedScenes, row: int, lost: Drop, asked: str, answered: str) -> list[Segment]:
+        question = torch.tensor(self._tokenizer.encode(asked))
+        answer = torch.tensor(self._tokenizer.encode(answered))
         segments = [Segment.vae(data.source_MND[row].float(), data.grid, drop=lost.vae)]
         shown = self._vit(data.source_M3HW[row : row + 1])
         if shown is not None:
@@ -155,18 +206,3 @@ def drop(config: DropConfig, rng: np.random.Generator) -> Drop:
     """Draw which conditions one row loses."""
     text, vae, vit = rng.random(3) < (config.text, config.vae, config.vit)
     return Drop(text=bool(text), vae=bool(vae), vit=bool(vit))
-
-
-def epoch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> Sequence[int]:
-    """Rows of step k when seeded permutations of the data are laid end to end."""
-    first = step * batch_size
-    rows = []
-    for position in range(first, first + batch_size):
-        epoch, offset = divmod(position, num_samples)
-        rows.append(int(_permutation(num_samples, seed, epoch)[offset]))
-    return rows
-
-
-@lru_cache(maxsize=2)
-def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
 from gvcot.data.encoded import load_encoded
+from gvcot.data.stream import Epochs, Feed, SceneStream, StreamConfig
 from gvcot.model.codec import TinyAE, load_codec
 from gvcot.model.config import CodecConfig, UnifiedConfig
 from gvcot.model.parts import freeze_but
@@ -56,29 +58,20 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
     model, codec, tokenizer = starting_point(config)
     state = new_state(config, model)
     restore(run, state)
-    data = load_encoded(
-        codec,
-        model.config,
-        cache_dir=Path(config.data.cache_dir),
-        seed=config.data.seed,
-        num_samples=config.data.num_samples,
-        size=config.model.image_size,
-        entities=config.data.entities,
-        progress=lambda ready, wanted: print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True),
-    )
-    builder = BatchBuilder(config, model.config, data, tokenizer)
     metrics: dict[str, float] = {}
-    began, first = time.monotonic(), state.step
-    while state.step < config.steps:
-        scalars = training_step(config, builder, state)
-        if state.step % config.log_every == 0 or state.step == config.steps:
-            rate = (time.monotonic() - began) / (state.step - first)
-            tracker.log(state.step, scalars | {"time/seconds_per_step": rate})
-        if state.step == config.steps or (config.eval.every and state.step % config.eval.every == 0):
-            metrics = evaluate(averaged(state, codec, tokenizer), state.step)
-            tracker.log(state.step, metrics)
-        if state.step % config.save_every == 0 or state.step == config.steps:
-            save(run, state)
+    with open_feed(config, model.config, codec) as feed:
+        builder = BatchBuilder(config, model.config, feed, tokenizer, codec)
+        began, first = time.monotonic(), state.step
+        while state.step < config.steps:
+            scalars = training_step(config, builder, state)
+            if state.step % config.log_every == 0 or state.step == config.steps:
+                rate = (time.monotonic() - began) / (state.step - first)
+                tracker.log(state.step, scalars | {"time/seconds_per_step": rate})
+            if state.step == config.steps or (config.eval.every and state.step % config.eval.every == 0):
+                metrics = evaluate(averaged(state, codec, tokenizer), state.step)
+                tracker.log(state.step, metrics)
+            if state.step % config.save_every == 0 or state.step == config.steps:
+                save(run, state)
     final = averaged(state, codec, tokenizer)
     if not metrics:  # resumed after its last step
         metrics = evaluate(final, state.step)
@@ -87,11 +80,42 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
     return metrics
 
 
+@contextmanager
+def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterator[Feed]:
+    """The stage's training scenes: a bounded set, encoded now or earlier, or scenes without end."""
+    data, size = config.data, config.model.image_size
+    if data.num_samples is not None:
+        encoded = load_encoded(
+            codec,
+            model,
+            cache_dir=Path(data.cache_dir),
+            seed=data.seed,
+            num_samples=data.num_samples,
+            size=size,
+            world=data.world,
+            progress=lambda ready, wanted: print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True),
+        )
+        yield Epochs(encoded, config.batch_size, config.seed)
+        return
+    order = StreamConfig(
+        batch_size=config.batch_size,
+        num_steps=config.steps,
+        seed=config.seed,
+        world_seed=data.seed,
+        size=size,
+        world=data.world,
+        reuse=data.reuse,
+        shard=data.shard,
+    )
+    with closing(SceneStream(order, model, codec)) as stream:
+        yield stream
+
+
 def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dict[str, float]:
     """One optimiser step; step k depends on (seed, k) and the state alone."""
     batch = builder.batch(state.step)
     prediction = state.model(pack(batch.samples, state.model.config))
-    loss, parts = joint_loss(prediction, batch.target_MD, config.ce_weight)
+    loss, parts = joint_loss(prediction, batch.target_MD, config.ce_weight, batch.weight_M)
     if not math.isfinite(loss.item()):
         raise RuntimeError(
             f"the loss became {loss.item()} at step {state.step}: lower optim.lr (now {config.optim.lr}) and "

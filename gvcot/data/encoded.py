@@ -1,7 +1,8 @@
 """Scenes encoded once for training: latents, ViT pixels and texts, kept on disk by fingerprint.
 
 Generating and encoding a scene costs about as much as training on it, so a training set of fixed size
-is encoded shard by shard (a stopped build continues) and then read into memory.
+is encoded shard by shard (a stopped build continues) and then read into memory. `stream.py` does without
+the disk, for sets that have no end.
 
 Legend: M samples, B rows, N latent tokens, D values per token, H W pixels.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,21 @@ from torch import Tensor
 from gvcot import overlay, prompts
 from gvcot.data import scenes
 from gvcot.data.images import to_tensor, to_uint8
+from gvcot.data.scenes import DEFAULT, WorldConfig
+from gvcot.errors import ResourceError
 from gvcot.model import flow
 from gvcot.model.codec import TinyAE
 from gvcot.model.config import UnifiedConfig
+from gvcot.types import EditSample
 
 SHARD = 1_000
 """Scenes per file of the cache."""
+
+CHUNK = 32
+"""Scenes that are rendered and encoded at a time: few enough to stay in the processor's caches."""
+
+TEXT_BYTES = 400
+"""About what a scene's texts take on disk."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,14 +66,39 @@ class EncodedScenes:
     captions: list[str]
     """The region in words."""
 
-    boxes: list[str]
-    """The region's boxes in coordinate words."""
+    places: list[str]
+    """Where the region is and what, in words."""
+
+    inventories: list[str]
+    """Everything in the source, with its place."""
 
     grid: tuple[int, int]
     """Latent tokens as (rows, columns)."""
 
     def __len__(self) -> int:
         return len(self.instructions)
+
+    def rows(self, rows: Sequence[int]) -> EncodedScenes:
+        """Some of the scenes, in this order."""
+        index = torch.tensor(rows)
+        taken: dict[str, Any] = {}
+        for name, value in columns(self).items():
+            taken[name] = value[index] if isinstance(value, Tensor) else [value[row] for row in rows]
+        return EncodedScenes(**taken, grid=self.grid)
+
+
+def columns(data: EncodedScenes) -> dict[str, Tensor | list[str]]:
+    """All that has one entry per scene, by field name."""
+    return {f.name: getattr(data, f.name) for f in fields(data) if f.name != "grid"}
+
+
+def concat(parts: Sequence[EncodedScenes]) -> EncodedScenes:
+    """The scenes of all parts, one after the other."""
+    joined: dict[str, Any] = {}
+    for name, first in columns(parts[0]).items():
+        values = [getattr(part, name) for part in parts]
+        joined[name] = torch.cat(values) if isinstance(first, Tensor) else [x for v in values for x in v]
+    return EncodedScenes(**joined, grid=parts[0].grid)
 
 
 def load_encoded(
@@ -73,7 +109,7 @@ def load_encoded(
     seed: int,
     num_samples: int,
     size: int,
-    entities: tuple[int, int] = scenes.CROWDED,
+    world: WorldConfig = DEFAULT,
     shard: int = SHARD,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodedScenes:
@@ -86,20 +122,25 @@ def load_encoded(
         seed: world seed.
         num_samples: M; the last shard may be partly used.
         size: pixels per side.
-        entities: fewest and most things in a scene.
+        world: how hard the world is, and its tasks.
         shard: scenes per file.
         progress: called with (scenes ready, scenes wanted) after each shard.
+
+    Raises:
+        ResourceError: the disk has no room for them.
     """
-    crowd = {} if entities == scenes.CROWDED else {"fewest": entities[0], "most": entities[1]}
+    settings = f"{world.tasks} {world.resolve()}"
     folder = cache_dir / fingerprint(
-        codec, seed=seed, size=size, patch=config.latent_patch, shard=shard, **crowd
+        codec, seed=seed, size=size, patch=config.latent_patch, shard=shard, world=settings
     )
     folder.mkdir(parents=True, exist_ok=True)
+    missing = -(-num_samples // shard) - len(list(folder.glob("*.safetensors")))
+    check_room(folder, missing * shard, bytes_per_scene(config, size))
     shards = []
     for first in range(0, num_samples, shard):
         path = folder / f"{first:08d}.safetensors"
         if not path.exists():
-            write_shard(path, *encode_shard(codec, config, seed, range(first, first + shard), size, entities))
+            write_shard(path, *encode_shard(codec, config, seed, range(first, first + shard), size, world))
         shards.append((load_file(path), json.loads(path.with_suffix(".json").read_text())))
         if progress is not None:
             progress(min(first + shard, num_samples), num_samples)
@@ -109,7 +150,24 @@ def load_encoded(
     return EncodedScenes(**fields, grid=config.latent_grid(size, size))
 
 
-def fingerprint(codec: TinyAE, **parts: int) -> str:
+def bytes_per_scene(config: UnifiedConfig, size: int) -> int:
+    """What one encoded scene takes, in memory and on disk."""
+    rows, columns = config.latent_grid(size, size)
+    return 2 * 3 * size * size + 3 * rows * columns * config.latent_dim * 2 + TEXT_BYTES
+
+
+def check_room(folder: Path, num_scenes: int, each: int) -> None:
+    """Raises ResourceError where `num_scenes` of `each` bytes don't fit on the folder's disk."""
+    free = shutil.disk_usage(folder).free
+    if num_scenes * each > free:
+        raise ResourceError(
+            f"encoding {num_scenes:,} more scenes takes {num_scenes * each / 1e9:.1f} GB in {folder.parent}, "
+            f"whose disk has {free / 1e9:.1f} GB left: lower data.num_samples, set data.cache_dir to another "
+            "disk, delete caches of earlier runs, or set data.num_samples=null, which keeps nothing on disk"
+        )
+
+
+def fingerprint(codec: TinyAE, **parts: int | str) -> str:
     """A name that changes with the codec's weights, the world's version and the given parts."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(codec.state_dict().items()):
@@ -119,35 +177,57 @@ def fingerprint(codec: TinyAE, **parts: int) -> str:
     return f"scenes-{digest.hexdigest()}"
 
 
-@torch.no_grad()
 def encode_shard(
     codec: TinyAE,
     config: UnifiedConfig,
     seed: int,
     indices: range,
     size: int,
-    entities: tuple[int, int] = scenes.CROWDED,
+    world: WorldConfig = DEFAULT,
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """(tensors, texts) of some training scenes, under the field names of `EncodedScenes`."""
-    samples = [scenes.generate(seed, i, split="train", size=size, entities=entities) for i in indices]
+    tensors: dict[str, list[Tensor]] = {}
+    texts: dict[str, list[str]] = {}
+    for start in range(0, len(indices), CHUNK):
+        samples = scenes.samples("train", indices[start : start + CHUNK], seed=seed, size=size, world=world)
+        for name, part in encode_images(codec, config.latent_patch, samples).items():
+            tensors.setdefault(name, []).append(part)
+        for name, words in texts_of(samples, size).items():
+            texts.setdefault(name, []).extend(words)
+    return {name: torch.cat(parts) for name, parts in tensors.items()}, texts
+
+
+@torch.no_grad()
+def encode_images(codec: TinyAE, patch: int, samples: Sequence[EditSample]) -> dict[str, Tensor]:
+    """The tensors of `EncodedScenes` for one chunk of samples, each of which has its target."""
     source = to_tensor([s.source_HW3 for s in samples])
     target = to_tensor([s.target_HW3 for s in samples if s.target_HW3 is not None])
     mask_MHW = torch.from_numpy(np.stack([s.mask_HW for s in samples]))
     painted = overlay.paint(source, mask_MHW, [s.paint for s in samples])
     latents = {
-        name: torch.cat([codec.encode(part) for part in images.split(64)])
+        name: codec.encode(images)
         for name, images in (("source", source), ("x_cot", painted), ("x_edit", target))
     }
-    round_trip = torch.cat([codec.decode(part) for part in latents["x_cot"].split(64)])
-    tensors = {f"{k}_MND": flow.patchify(v, config.latent_patch).half() for k, v in latents.items()}
-    for name, images in (("source", source), ("x_cot", round_trip)):
-        tensors[f"{name}_M3HW"] = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).contiguous()
-    texts = {
+    tensors = {f"{k}_MND": flow.patchify(v, patch).half() for k, v in latents.items()}
+    shown = {
+        "source": np.stack([s.source_HW3 for s in samples]),
+        "x_cot": to_uint8(codec.decode(latents["x_cot"])),
+    }
+    for name, images in shown.items():
+        tensors[f"{name}_M3HW"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return tensors
+
+
+def texts_of(samples: Sequence[EditSample], size: int) -> dict[str, list[str]]:
+    """The texts of `EncodedScenes`."""
+    return {
         "instructions": [s.instruction for s in samples],
         "captions": [s.region_caption for s in samples],
-        "boxes": [" ".join(prompts.box_words(r.box, (size, size)) for r in s.regions) for s in samples],
+        "inventories": [s.scene_caption for s in samples],
+        "places": [
+            prompts.place_words([r.box for r in s.regions], s.region_caption, (size, size)) for s in samples
+        ],
     }
-    return tensors, texts
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:

@@ -125,6 +125,25 @@ def test_means_of_runs_have_intervals_over_runs_as_well(tmp_path: Path) -> None:
     assert "| mean of the runs | 0.500 → 0.700 (+0.200 [+0.100, +0.300]) |" in shown
 
 
+def test_a_scene_that_some_runs_lack_is_the_mean_of_the_others(tmp_path: Path) -> None:
+    """Hand-computed: s0 is .5 -> (.6 + .8) / 2; s1 has a value in one run of each side: .1 -> .2; s2 in none
+    before."""
+    before = [
+        evaluation(tmp_path / "a.json", ["s0", "s1", "s2"], w=[0.5, 0.1, None]),
+        evaluation(tmp_path / "b.json", ["s0", "s1", "s2"], w=[0.5, None, None]),
+    ]
+    after = [
+        evaluation(tmp_path / "c.json", ["s0", "s1", "s2"], w=[0.6, None, 0.9]),
+        evaluation(tmp_path / "d.json", ["s0", "s1", "s2"], w=[0.8, 0.2, 0.9]),
+    ]
+    result = compare_means(before, after, ["w"])["w"]
+    assert result[:2] == pytest.approx((0.3, 0.45))
+    assert 0.05 < result.low < 0.15 < result.high < 0.31
+    nothing = evaluation(tmp_path / "e.json", ["s0", "s1", "s2"], w=[None, None, 0.4])
+    with pytest.raises(DataError, match="w: no scene has a value on both sides"):
+        compare_means([nothing], [before[0]], ["w"])
+
+
 def test_differences_are_written_as_a_table() -> None:
     lines = markdown({"runs/a": {"mask_iou": Difference(0.5, 0.6, 0.05, 0.15)}}).split("\n")
     assert lines[0] == "| run | mask_iou |"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import yaml
 
 from experiments.launch import run_eval, run_rl, run_sft
 from experiments.quickstart import fresh_folder
-from gvcot.config import recipe_names
+from gvcot.config import load, recipe_names
 from gvcot.errors import CheckpointError, ConfigError
 from gvcot.model.pretrained import ASSETS, WARM_START, find_model
+from sft.config import EvalConfig, SFTConfig
 
 
 def dry(run: Callable[..., object], recipe: str, *overrides: str) -> None:
@@ -68,6 +70,23 @@ def test_an_unknown_recipe_is_answered_with_the_closest() -> None:
         dry(run_rl, "rl/tinny")
 
 
+def test_recipes_in_folders_have_names_and_what_they_share_has_none() -> None:
+    assert "sft/arms/gvcot" in recipe_names("sft")
+    assert not any("base" in name.split("/") for name in recipe_names())
+    with pytest.raises(ConfigError, match="did you mean 'sft/arms/gvcot'"):
+        dry(run_sft, "sft/arms/gvctt")
+
+
+def test_the_arms_differ_in_nothing_but_what_is_drawn() -> None:
+    arms = {name: load(SFTConfig, name) for name in recipe_names() if name.startswith("sft/arms/")}
+    assert len(arms) == 5
+    plain = {"name": "", "mix": {"": 1.0}, "batch_size": 1, "eval": EvalConfig()}
+    assert len({repr(replace(arm, **plain)) for arm in arms.values()}) == 1
+    assert len({repr(replace(arm.eval, chain="")) for arm in arms.values()}) == 1
+    for arm in arms.values():
+        assert arm.batch_size * arm.mix[arm.eval.chain] == 32  # edits a step
+
+
 def test_a_model_is_named_by_itself_by_its_run_or_as_the_shipped_one(policy_folder: Path) -> None:
     assert find_model(policy_folder) == policy_folder
     assert find_model(str(policy_folder)) == policy_folder
@@ -108,7 +127,7 @@ def test_a_weight_for_a_phase_that_the_chain_lacks_is_refused(policy_folder: Pat
 
 def test_several_draws_per_scene_are_averaged(policy_folder: Path, tmp_path: Path) -> None:
     def scores(name: str, *overrides: str) -> list[float]:
-        plain = ["num_samples=3", "num_steps=[1]", f"out={tmp_path / name}", "threads=1", "probes=false"]
+        plain = ["num_samples=3", "num_steps=[1]", f"out={tmp_path / name}", "threads=1", "probes=[]"]
         run_eval(policy_folder, [*plain, *overrides], split="val", dry_run=False)
         content = json.loads((tmp_path / name / "evals" / "val-1steps.step_0.json").read_text())
         return content["samples"]["values"]["preservation"]
@@ -142,6 +161,28 @@ def test_a_finished_stage_has_weights_metrics_pictures_and_a_report(
     assert (run / "report.html").stat().st_size > 1000
     assert (run / "images" / "eval-val.step_2.png").is_file()
     assert (run / "evals" / "val.step_2.json").is_file()
+
+
+@pytest.mark.parametrize("arm", ["direct-mask", "edit-first", "blank"])
+def test_every_arm_is_trained_and_measured_alike(
+    policy_folder: Path, cache_dir: str, tmp_path: Path, arm: str
+) -> None:
+    overrides = [
+        f"codec={policy_folder}",
+        f"init={policy_folder}",
+        "steps=1",
+        "batch_size=2",
+        "threads=1",
+        "data.num_samples=8",
+        f"data.cache_dir={cache_dir}",
+        "eval.num_samples=3",
+        "eval.num_steps=1",
+    ]
+    run = run_sft(f"sft/arms/{arm}", overrides, resume="auto", dry_run=False, run_dir=tmp_path / "run")
+    assert run is not None
+    measured = json.loads((run / "evals" / "val.step_1.json").read_text())["samples"]["values"]
+    assert {"where", "what_given_where", "edit_accuracy", "preservation"} <= set(measured)
+    assert ("x_cot_change_iou" in measured) == (arm != "direct-mask")
 
 
 def test_a_quickstart_never_reuses_a_folder(tmp_path: Path) -> None:

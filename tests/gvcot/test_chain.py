@@ -42,6 +42,33 @@ def test_one_image_chains_have_no_system_prompt(policy: Pretrained, name: str, p
     assert not chain.sees_decoded
 
 
+@pytest.mark.parametrize(
+    ("name", "phases", "reasons_first"),
+    [
+        ("gvcot", [("x_cot", "painted"), ("x_edit", "target")], True),
+        ("edit_first", [("x_edit", "target"), ("x_cot", "painted")], False),
+        ("blank", [("x_cot", "source"), ("x_edit", "target")], True),
+        ("direct", [("x_edit", "target")], False),
+        ("mask", [("x_cot", "painted")], False),
+    ],
+)
+def test_a_chain_says_what_is_drawn_in_which_order(
+    name: str, phases: list[tuple[str, str]], reasons_first: bool
+) -> None:
+    chain = chain_of(name)
+    assert [(p.name, p.truth) for p in chain.phases] == phases
+    assert chain.reasons_first == reasons_first
+
+
+@pytest.mark.parametrize("name", ["edit_first", "blank"])
+def test_the_controls_have_the_context_of_gvcot(policy: Pretrained, name: str) -> None:
+    control, gvcot = chain_of(name), chain_of("gvcot")
+    pairs = zip(control.prefix(condition(policy, control), 0), gvcot.prefix(condition(policy, gvcot), 0),
+                strict=True)  # fmt: skip
+    assert all(a.kind == b.kind and torch.equal(a.data, b.data) for a, b in pairs)
+    assert control.feedback_kinds == gvcot.feedback_kinds
+
+
 def test_the_masking_chain_asks_for_a_mask(policy: Pretrained) -> None:
     chain = chain_of("mask")
     instruction = scenes.generate(0, 0, split="val").instruction

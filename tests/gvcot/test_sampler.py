@@ -114,6 +114,17 @@ def test_a_given_reasoning_image_is_taken_as_it_is(policy: Pretrained, chain: Ch
     assert not torch.equal(other.images["x_edit"], drawn.images["x_edit"])
 
 
+def test_an_edit_that_is_drawn_first_does_not_see_the_reasoning(policy: Pretrained) -> None:
+    edit_first = Chain(ChainConfig(name="edit_first"), policy.tokenizer, has_vit=True)
+    samples = scenes.samples("val", range(2))
+    drawn = sample(policy, edit_first, samples)
+    assert list(drawn.images) == ["x_edit", "x_cot"]
+    other = sample(policy, edit_first, samples, given={"x_cot": final(drawn, 1).flip(0)})
+    assert torch.equal(other.images["x_edit"], drawn.images["x_edit"])
+    after = sample(policy, edit_first, samples, given={"x_edit": final(drawn, 0).flip(0)})
+    assert not torch.equal(after.images["x_cot"], drawn.images["x_cot"])
+
+
 def test_sampling_leaves_no_trace_in_the_model(policy: Pretrained, chain: Chain) -> None:
     samples = scenes.samples("val", range(1))
     assert torch.equal(final(sample(policy, chain, samples), 1), final(sample(policy, chain, samples), 1))

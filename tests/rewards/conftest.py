@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gvcot.types import EditSample
+from gvcot.types import EditSample, Region
 from rewards.base import RewardBatch
 
 SIZE = 16
@@ -29,7 +29,7 @@ def square() -> Callable[..., np.ndarray]:
 @pytest.fixture
 def make_batch() -> Callable[..., RewardBatch]:
     """make_batch(masks, x_cot=..., x_edit=..., ...): one chain per mask, a grey source with a light target
-    inside the change mask. Images default to the source."""
+    inside the change mask. Images default to the source. The mask is a thing and the rest another."""
 
     def make(
         masks: list[np.ndarray],
@@ -54,6 +54,8 @@ def make_batch() -> Callable[..., RewardBatch]:
                 regions=(),
                 target_HW3=blank if has_target else None,
                 change_mask_HW=change,
+                things=tuple(Region(box=(0, 0, *size), mask_HW=m) for m in (mask, ~mask)),
+                referents=(0,),
             )
             for i, (mask, change) in enumerate(zip(masks, changes, strict=True))
         ]

@@ -14,7 +14,7 @@ from rewards import canaries
 from rewards.config import RewardConfig
 from rewards.registry import REWARDS, build_rewards
 
-EVERYTHING = {"x_cot", "x_edit", "mask", "change_mask", "target"}
+EVERYTHING = {"x_cot", "x_edit", "mask", "change_mask", "target", "things"}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_truth_earns_everything_and_the_source_no_accuracy(make_batch, square, r
     best = {name: reward.score(batch).raw_B.item() for name, reward in rewards.items()}
     assert best == pytest.approx(dict.fromkeys(REWARDS, 1.0), abs=1e-4)
     copied = {name: got.raw_B.item() for name, got in canaries.unedited(rewards, batch).items()}
-    assert copied["edit_accuracy"] == 0
+    assert copied["edit_accuracy"] == copied["where"] == copied["x_cot_change_iou"] == 0
     assert copied["preservation"] == 1
     assert copied["mask_iou"] == best["mask_iou"]
 

@@ -13,7 +13,7 @@ from rewards.config import RewardConfig
 from rewards.mix import combine, score_all
 from rewards.registry import REWARDS, build_rewards
 
-EVERYTHING = {"x_cot", "x_edit", "mask", "change_mask", "target"}
+EVERYTHING = {"x_cot", "x_edit", "mask", "change_mask", "target", "things"}
 
 OWN = """
 from rewards.base import Reward, result

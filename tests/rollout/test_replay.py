@@ -34,6 +34,17 @@ def test_log_probs_are_those_of_the_sampler(
         torch.testing.assert_close(out[phase.name].logprob_BW, phase.logprob_BW, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["edit_first", "blank"])
+@torch.no_grad()
+def test_every_chain_is_replayed_in_its_own_order(roll: Callable[..., Any], name: str) -> None:
+    rolled = roll(chain=ChainConfig(name=name))
+    out = replayed(rolled)
+    order = ["x_edit", "x_cot"] if name == "edit_first" else ["x_cot", "x_edit"]
+    assert [phase.name for phase in rolled.drawn.trajectory.phases] == order
+    for phase in rolled.drawn.trajectory.phases:
+        torch.testing.assert_close(out[phase.name].logprob_BW, phase.logprob_BW, atol=1e-5, rtol=0)
+
+
 @torch.no_grad()
 def test_another_policy_says_something_else(roll: Callable[..., Any]) -> None:
     rolled = roll()

@@ -24,6 +24,20 @@ def test_the_flow_loss_is_the_mean_squared_error_over_values_and_tokens() -> Non
     assert parts == {"flow_mse": pytest.approx(9 / 4)}
 
 
+def test_an_image_s_weight_scales_its_tokens_and_leaves_the_others_alone() -> None:
+    velocity = torch.tensor([[1.0, 2.0], [0.0, -1.0]], requires_grad=True)
+    target = torch.tensor([[0.0, 0.0], [0.0, 1.0]])  # squares 1, 4, 0, 4
+    prediction = Prediction(velocity_MD=velocity, **NO_TEXT)
+    for weight, expected in ((0.0, 4 / 4), (0.5, (2.5 + 4) / 4), (1.0, 9 / 4)):
+        velocity.grad = None
+        loss, parts = joint_loss(prediction, target, 0.25, torch.tensor([weight, 1.0]))
+        assert loss.item() == pytest.approx(expected)
+        assert parts == {"flow_mse": pytest.approx(9 / 4)}  # unweighted: arms can be compared
+        loss.backward()
+        assert velocity.grad is not None
+        assert velocity.grad.tolist() == [pytest.approx([weight * 0.5, weight]), pytest.approx([0.0, -1.0])]
+
+
 def test_text_adds_its_weighted_cross_entropy() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0], [math.log(2.0), 0.0, 0.0]])  # p = 1/3, then 1/2
     prediction = Prediction(

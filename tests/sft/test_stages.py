@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from gvcot.data.encoded import EncodedScenes
+from gvcot.data.stream import Epochs, epoch_rows
 from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained
 from gvcot.model.sequence import Segment
-from sft.config import DropConfig, SFTConfig
-from sft.stages import Batch, BatchBuilder, epoch_rows, train_times
+from sft.config import DataConfig, DropConfig, SFTConfig
+from sft.stages import Batch, BatchBuilder, train_times
 
 Make = Callable[..., SFTConfig]
 KEEP_ALL = DropConfig(text=0.0, vae=0.0, vit=0.0)
@@ -21,7 +22,11 @@ KEEP_ALL = DropConfig(text=0.0, vae=0.0, vit=0.0)
 
 @pytest.fixture
 def build(policy: Pretrained, encoded: EncodedScenes) -> Callable[[SFTConfig], BatchBuilder]:
-    return lambda config: BatchBuilder(config, policy.model.config, encoded, policy.tokenizer)
+    def make(config: SFTConfig) -> BatchBuilder:
+        feed = Epochs(encoded, config.batch_size, config.seed)
+        return BatchBuilder(config, policy.model.config, feed, policy.tokenizer)
+
+    return make
 
 
 def kinds(segments: Sequence[Segment]) -> list[str]:
@@ -74,7 +79,11 @@ def test_each_kind_has_its_sequence(
 def test_answers_in_words_carry_the_text_loss(
     build: Callable[..., BatchBuilder], config: Make, encoded: EncodedScenes, policy: Pretrained
 ) -> None:
-    for kind, truth in (("describe", encoded.captions), ("locate", encoded.boxes)):
+    for kind, truth in (
+        ("describe", encoded.captions),
+        ("inventory", encoded.inventories),
+        ("locate", encoded.places),
+    ):
         stage = config(mix={kind: 1.0})
         samples = build(stage).batch(0).samples
         for segments, row in zip(samples, epoch_rows(16, 4, stage.seed, 0), strict=True):
@@ -157,3 +166,10 @@ def test_times_are_logit_normal_either_way() -> None:
 def test_impossible_stages_are_refused(config: Make, changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         config(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"num_samples": 0}, {"num_samples": -1}, {"reuse": 0}, {"shard": 0}])
+def test_impossible_sets_of_scenes_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(changes))}: expected at least 1"):
+        DataConfig(**changes)
+    assert DataConfig(num_samples=None).reuse == 4

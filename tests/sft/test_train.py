@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gvcot.data.encoded import EncodedScenes
+from gvcot.data.stream import Epochs
 from gvcot.model.pretrained import Pretrained, load_pretrained
 from gvcot.model.sequence import pack
 from gvcot.run_dir import RunDir
@@ -21,6 +22,11 @@ from sft.stages import BatchBuilder
 from sft.train import averaged, new_state, starting_point, train, training_step
 
 Make = Callable[..., SFTConfig]
+
+
+def builder_of(stage: SFTConfig, policy: Pretrained, encoded: EncodedScenes) -> BatchBuilder:
+    feed = Epochs(encoded, stage.batch_size, stage.seed)
+    return BatchBuilder(stage, policy.model.config, feed, policy.tokenizer)
 
 
 @torch.no_grad()
@@ -38,7 +44,7 @@ def loss_on(policy: Pretrained, builder: BatchBuilder, steps: range) -> float:
 
 def test_the_loss_falls_on_a_few_scenes(policy: Pretrained, encoded: EncodedScenes, config: Make) -> None:
     stage = config(steps=60, optim=OptimConfig(lr=5e-3, warmup_steps=5), mix={"gvcot": 0.8, "describe": 0.2})
-    builder = BatchBuilder(stage, policy.model.config, encoded, policy.tokenizer)
+    builder = builder_of(stage, policy, encoded)
     held_back = range(1000, 1008)  # other times and noise of the same scenes
     before = loss_on(policy, builder, held_back)
     state = new_state(stage, policy.model)
@@ -55,7 +61,7 @@ def test_stage_1_moves_the_generation_expert_alone(
     stage = config(train="generation", mix={"mask": 0.5, "direct": 0.5}, optim=OptimConfig(weight_decay=0.1))
     before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
     state = new_state(stage, policy.model)
-    builder = BatchBuilder(stage, policy.model.config, encoded, policy.tokenizer)
+    builder = builder_of(stage, policy, encoded)
     for _ in range(2):
         training_step(stage, builder, state)
     moved = {n for n, p in policy.model.named_parameters() if not torch.equal(before[n], p)}
@@ -78,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     stage = config()
     with torch.no_grad():
         policy.model.llm2vae.bias.fill_(torch.inf)
-    builder = BatchBuilder(stage, policy.model.config, encoded, policy.tokenizer)
+    builder = builder_of(stage, policy, encoded)
     with pytest.raises(RuntimeError, match=r"at step 0: lower optim\.lr"):
         training_step(stage, builder, new_state(stage, policy.model))
 
@@ -98,7 +104,10 @@ def run_stage(path: Path, config: SFTConfig, cut_at: int | None = None) -> dict[
         return train(config, run, tracker, evaluate)
 
 
-def test_a_stopped_stage_goes_on_bit_for_bit(config: Make, cache_dir: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_samples", [16, None])  # without end: two shards, stopped amid the first
+def test_a_stopped_stage_goes_on_bit_for_bit(
+    config: Make, cache_dir: str, tmp_path: Path, num_samples: int | None
+) -> None:
     stage = config(
         mix={"gvcot": 0.6, "describe": 0.2, "locate": 0.2},  # with two rows, some steps have no text
         batch_size=2,
@@ -106,7 +115,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(config: Make, cache_dir: str, tmp_p
         save_every=2,
         log_every=1,
         threads=1,
-        data=DataConfig(num_samples=16, cache_dir=cache_dir),
+        data=DataConfig(num_samples=num_samples, cache_dir=cache_dir, shard=3, reuse=2),
         eval=EvalConfig(every=3),
     )
     straight = run_stage(tmp_path / "straight", stage)

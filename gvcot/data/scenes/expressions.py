@@ -52,6 +52,16 @@ class Expression(Protocol):
         ...
 
     @property
+    def knows(self) -> bool:
+        """Whether a fact must be known to resolve it."""
+        ...
+
+    @property
+    def hops(self) -> int:
+        """Things to be found: itself, and those it is found by."""
+        ...
+
+    @property
     def head(self) -> str:
         """The outermost way of pointing, one of `HEADS`."""
         ...
@@ -67,6 +77,7 @@ class Filter:
     size: str | None = None
     color: str | None = None
     material: str | None = None
+    state: str | None = None
     shape: str | None = None
     color_fact: str | None = None
     """A key of COLOR_FACTS."""
@@ -80,6 +91,7 @@ class Filter:
             and (self.color is None or self.color == entity.color)
             and (self.size is None or self.size == entity.size)
             and (self.material is None or self.material == entity.material)
+            and (self.state is None or self.state == entity.state)
             and (self.color_fact is None or COLOR_FACTS[self.color_fact] == entity.color)
             and (self.shape_fact is None or SHAPE_FACTS[self.shape_fact] == entity.shape)
         )
@@ -91,14 +103,18 @@ class Filter:
         return True
 
     def nominal(self) -> str:
-        """Without the article, e.g. "small red circle" or "shape with three sides"."""
-        words = [self.size, self.color, self.material, self.shape or "shape", self.shape_fact]
+        """Without the article, e.g. "small red circle" or "thing with three sides"."""
+        words = [self.size, self.color, self.material, self.state, self.shape or "thing", self.shape_fact]
         if self.color_fact is not None:
             words.append(f"that is the color of {self.color_fact}")
         return " ".join(word for word in words if word is not None)
 
     def to_text(self) -> str:
         return f"the {self.nominal()}"
+
+    @property
+    def hops(self) -> int:
+        return 1
 
     @property
     def knows(self) -> bool:
@@ -144,6 +160,14 @@ class Extreme:
         return f"the {ORDINALS[self.rank - 1]} {self.base.nominal()} from the {self.side}"
 
     @property
+    def hops(self) -> int:
+        return 1
+
+    @property
+    def knows(self) -> bool:
+        return self.base.knows
+
+    @property
     def referral(self) -> Referral:
         return "knowledge" if self.base.knows else "spatial"
 
@@ -177,6 +201,14 @@ class SizeRank:
         return f"the {ordinal}{self.extreme} {self.base.nominal()}"
 
     @property
+    def hops(self) -> int:
+        return 1
+
+    @property
+    def knows(self) -> bool:
+        return self.base.knows
+
+    @property
     def referral(self) -> Referral:
         return "knowledge" if self.base.knows else "property"
 
@@ -204,7 +236,7 @@ class Relation:
     direction: str
     """A key of RELATIONS."""
     base: Filter
-    anchor: Filter
+    anchor: Filter | Relation
 
     def _candidates(self, scene: Scene) -> list[tuple[int, str, float]]:
         anchors = self.anchor.resolve(scene)
@@ -218,18 +250,38 @@ class Relation:
         return [i for i, direction, _ in self._candidates(scene) if direction == self.direction]
 
     def clear(self, scene: Scene) -> bool:
-        return all(offset <= CONE_CLEAR for _, _, offset in self._candidates(scene))
+        own = all(offset <= CONE_CLEAR for _, _, offset in self._candidates(scene))
+        return own and self.anchor.clear(scene)
 
     def to_text(self) -> str:
-        return f"the {self.base.nominal()} {RELATIONS[self.direction]} {self.anchor.to_text()}"
+        return self.join(" ")
+
+    def join(self, link: str) -> str:
+        """In words, with `link` between what is meant and where it is."""
+        anchor = self.anchor.join(" that is ") if isinstance(self.anchor, Relation) else self.anchor.to_text()
+        return f"the {self.base.nominal()}{link}{RELATIONS[self.direction]} {anchor}"
+
+    @property
+    def hops(self) -> int:
+        return 1 + self.anchor.hops
+
+    @property
+    def knows(self) -> bool:
+        return self.base.knows or self.anchor.knows
 
     @property
     def referral(self) -> Referral:
-        return "knowledge" if self.base.knows or self.anchor.knows else "spatial"
+        return "knowledge" if self.knows else "spatial"
 
     @property
     def head(self) -> str:
         return "fact" if self.referral == "knowledge" else RELATIONS[self.direction]
+
+
+def involved(expression: Expression, scene: Scene) -> set[int]:
+    """Ids of what the expression means and of everything it is found by."""
+    found = set(expression.resolve(scene))
+    return found | involved(expression.anchor, scene) if isinstance(expression, Relation) else found
 
 
 def points_at(expression: Expression, scene: Scene, target: int) -> bool:

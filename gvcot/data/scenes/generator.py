@@ -1,34 +1,57 @@
-"""Samples as a pure function of (seed, split, index)."""
+"""Samples as a pure function of (seed, split, index) and the world's settings."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
+from scipy import ndimage
 
 from gvcot.data.scenes.edit import Edit, Reference, Task
-from gvcot.data.scenes.layout import CROWDED, sample_scene
-from gvcot.data.scenes.refer import refer
-from gvcot.data.scenes.render import Array, Box, bounds, change_mask, render, render_change, silhouette
+from gvcot.data.scenes.expressions import involved
+from gvcot.data.scenes.layout import between, pick, sample_scene
+from gvcot.data.scenes.levels import DEFAULT, LEVELS, STANDARD, Level, WorldConfig
+from gvcot.data.scenes.refer import name, refer
+from gvcot.data.scenes.render import (
+    Array,
+    area,
+    change_mask,
+    render,
+    render_change,
+    silhouette,
+    stamp_mask,
+    visible_change,
+    wall_mask,
+)
+from gvcot.data.scenes.shortcuts import solved_by
 from gvcot.data.scenes.splits import SPLIT_TABLE, Split, is_held_out
-from gvcot.data.scenes.tasks import TASK_TABLE
-from gvcot.data.scenes.world import GRID, WORLD, Entity
+from gvcot.data.scenes.tasks import SHARES, TASK_TABLE
+from gvcot.data.scenes.world import Entity, Scene
 from gvcot.errors import DataError, closest
+from gvcot.prompts import point_words
 from gvcot.types import EditSample, Referral, Region
 
 REFERRALS: tuple[Referral, ...] = ("spatial", "property", "knowledge")
 TASKS = tuple(TASK_TABLE)
 SPLITS: tuple[Split, ...] = tuple(SPLIT_TABLE)
 
-VERSION = 2
+VERSION = 3
 """Goes up whenever the same arguments give another sample, so that stored encodings are made anew."""
 
 MAX_ATTEMPTS = 20_000
-"""Scenes drawn for one sample before giving up; the benchmark needs 15 on average."""
+"""Scenes drawn for one sample before giving up."""
+
+MIN_VISIBLE = 6
+"""Pixels that an edit must visibly change, at the smallest picture size."""
 
 BOX_MARGIN = 1.0
 """World units between an inserted thing and the rectangle that marks its place."""
+
+DISTRACTORS = ("there is {y} . {instruction}", "{y} is here . {instruction}", "i see {y} . {instruction}")
+"""Idle words before an instruction, about something that has no part in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +60,10 @@ class Problem:
 
     task: Task
     referral: Referral
-    reference: Reference
+    references: tuple[Reference, ...]
     edit: Edit
+    instruction: str
+    """In words of the vocabulary."""
 
 
 def generate(
@@ -46,9 +71,8 @@ def generate(
     index: int,
     *,
     split: Split = "train",
-    size: int = 64,
-    tasks: Sequence[str] | None = None,
-    entities: tuple[int, int] = CROWDED,
+    size: int | None = None,
+    world: WorldConfig = DEFAULT,
 ) -> EditSample:
     """The sample at `index` of a split's stream: the same for the same arguments, always and everywhere.
 
@@ -56,54 +80,121 @@ def generate(
         seed: Not negative; other seeds are other streams.
         index: Below the split's length; the training split has no end.
         split: A name of `SPLITS`.
-        size: Side of the image in pixels, a multiple of 16 and at least 64. Scenes scale with it, so the
-            same index is the same scene at any size.
-        tasks: Names of `TASKS` to draw from; all by default.
-        entities: Fewest and most things in a scene, within 2 to 16.
+        size: Side of the image in pixels, a multiple of 16 and at least 16 a cell, which is the default.
+            Scenes scale with it, so the same index is the same scene at any size.
+        world: How hard the world is, and which tasks there are. In the benchmark they take turns, elsewhere
+            they are drawn in the proportions of `tasks.SHARES`.
 
     Raises:
         DataError: An argument is out of its range or a name is unknown.
     """
-    if size < WORLD or size % 16:
-        raise DataError(f"image size {size} does not fit Scenes; expected a multiple of 16, at least 64")
-    problem = compose(seed, index, split=split, tasks=tasks, entities=entities)
-    suffix = "" if tasks is None else "/" + "+".join(tasks)
-    suffix += "" if entities == CROWDED else f"/{entities[0]}-{entities[1]}"
-    return _render(problem, size, f"scenes/{split}/{seed}/{index}{suffix}")
-
-
-def compose(
-    seed: int,
-    index: int,
-    *,
-    split: Split = "train",
-    tasks: Sequence[str] | None = None,
-    entities: tuple[int, int] = CROWDED,
-) -> Problem:
-    """What `generate` renders, as symbols; same arguments, same errors."""
-    if not 2 <= entities[0] <= entities[1] <= GRID * GRID:
+    level = world.resolve()
+    size = level.size if size is None else size
+    if size < level.size or size % 16:
         raise DataError(
-            f"entities {entities} do not fit a scene; expected (fewest, most) within 2 to {GRID * GRID}"
+            f"image size {size} does not fit a grid of {level.grid} x {level.grid} cells; expected a "
+            f"multiple of 16, at least {level.size}"
         )
-    chosen = _check(seed, index, split, tasks)
+    problem = compose(seed, index, split=split, world=world)
+    suffix = "" if world.tasks is None else "/" + "+".join(world.tasks)
+    return _render(problem, size, f"scenes/{split}/{seed}/{index}{suffix}{_level_suffix(level)}")
+
+
+def compose(seed: int, index: int, *, split: Split = "train", world: WorldConfig = DEFAULT) -> Problem:
+    """What `generate` renders, as symbols; same arguments, same errors."""
+    level = world.resolve()
+    chosen = _check(seed, index, split, world.tasks)
     spec = SPLIT_TABLE[split]
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, spec.stream, index])))
-    # In the benchmark tasks and kinds of referral take turns, so its groups are equal.
-    turn = index if spec.held_out else int(rng.random() * (1 << 30))
-    referral = REFERRALS[turn % len(REFERRALS)]
-    task = chosen[turn // len(REFERRALS) % len(chosen)]
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(seed), spec.stream, int(index)])))
+    if spec.held_out:
+        # Tasks and kinds of referral take turns, so the benchmark's groups are equal.
+        referral = REFERRALS[index % len(REFERRALS)]
+        task = chosen[index // len(REFERRALS) % len(chosen)]
+    else:
+        referral = pick(rng, REFERRALS)
+        task = _draw_task(chosen, rng)
+    hops = between(rng, level.hops)
     for _ in range(MAX_ATTEMPTS):
-        scene = sample_scene(rng, entities)
-        target = int(rng.random() * len(scene.entities))
-        expression = refer(scene, target, referral, rng)
-        entity = scene.entities[target]
-        if expression is None or is_held_out(entity, expression) != spec.held_out:
-            continue
-        reference = Reference(entity, expression)
-        edit = task.plan(scene, reference, rng)
-        if edit is not None:
-            return Problem(task, referral, reference, edit)
-    raise AssertionError(f"no scene suits task {task.name!r} and referral {referral!r}")
+        problem = _attempt(rng, task, referral, hops, level, bench=spec.held_out)
+        if problem is not None:
+            return problem
+    raise DataError(
+        f"no scene suits task {task.name!r} and referral {referral!r} at {level}: loosen the level's settings"
+    )
+
+
+def _draw_task(chosen: Sequence[Task], rng: np.random.Generator) -> Task:
+    ends = list(accumulate(SHARES[task.name] for task in chosen))
+    drawn = rng.random() * ends[-1]
+    return next(task for task, end in zip(chosen, ends, strict=True) if drawn < end)
+
+
+def _attempt(
+    rng: np.random.Generator, task: Task, referral: Referral, hops: int, level: Level, *, bench: bool
+) -> Problem | None:
+    """One scene and an edit of it, or None where they don't fit together."""
+    scene = sample_scene(rng, level, task.shapes)
+    if scene is None or not _area_fits(scene.entities[0], level):
+        return None
+    references = _references(rng, scene, task.num_references, referral, hops)
+    if references is None:
+        return None
+    held_out = [is_held_out(r.entity, r.expression) for r in references]
+    if held_out[0] != bench or (not bench and any(held_out)):
+        return None
+    edit = task.plan(scene, references, rng, level)
+    if edit is None or visible_change(edit.before, edit.after, level.size) < MIN_VISIBLE:
+        return None
+    found = {
+        e.x: e for e in edit.before.entities
+    }  # a task may have spoiled them; they stand where they stood
+    referents = tuple(found[r.entity.x] for r in references)
+    if level.look_alikes[1] > 0:
+        solved = solved_by(edit, referents)
+        if solved == "only one" or (bench and solved):
+            return None
+    instruction = _say(rng, edit, level, bench=bench)
+    if rng.random() < level.distractors:
+        idle = _idle(rng, scene, {i for r in references for i in involved(r.expression, scene)})
+        if idle is None:
+            return None
+        instruction = pick(rng, DISTRACTORS).format(y=idle, instruction=instruction)
+    return Problem(task, referral, references, edit, instruction)
+
+
+def _area_fits(entity: Entity, level: Level) -> bool:
+    return level.area[0] <= area(entity) / level.size**2 <= level.area[1]
+
+
+def _references(
+    rng: np.random.Generator, scene: Scene, count: int, referral: Referral, hops: int
+) -> tuple[Reference, ...] | None:
+    """References to the first thing and to `count` - 1 others."""
+    targets = [0]
+    while len(targets) < count:
+        if len(scene.entities) < count:
+            return None
+        other = int(rng.random() * len(scene.entities))
+        targets += [] if other in targets else [other]
+    references = []
+    for target in targets:
+        expression = refer(scene, target, referral, hops if target == 0 else 1, rng)
+        if expression is None:
+            return None
+        references.append(Reference(scene.entities[target], expression))
+    return tuple(references)
+
+
+def _say(rng: np.random.Generator, edit: Edit, level: Level, *, bench: bool) -> str:
+    wordings = edit.wording.bench if bench else edit.wording.train[: level.paraphrases]
+    return pick(rng, wordings).format(**edit.slots).replace("a orange", "an orange")
+
+
+def _idle(rng: np.random.Generator, scene: Scene, named: set[int]) -> str | None:
+    """Words for something that the instruction does not name."""
+    others = [i for i in range(len(scene.entities)) if i not in named]
+    found = name(scene, pick(rng, others), rng) if others else None
+    return None if found is None else found.to_text()
 
 
 def length(split: Split) -> int:
@@ -121,10 +212,15 @@ def length(split: Split) -> int:
 
 
 def samples(
-    split: Split, indices: Iterable[int], *, seed: int = 0, size: int = 64, tasks: Sequence[str] | None = None
+    split: Split,
+    indices: Iterable[int],
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    world: WorldConfig = DEFAULT,
 ) -> list[EditSample]:
     """Several samples of one split, in the order of `indices`; see `generate`."""
-    return [generate(seed, index, split=split, size=size, tasks=tasks) for index in indices]
+    return [generate(seed, index, split=split, size=size, world=world) for index in indices]
 
 
 def _check(seed: int, index: int, split: Split, tasks: Sequence[str] | None) -> list[Task]:
@@ -145,9 +241,16 @@ def _check(seed: int, index: int, split: Split, tasks: Sequence[str] | None) -> 
     return [TASK_TABLE[name] for name in names]
 
 
-def _rectangle(entity: Entity, size: int) -> Array:
+def _level_suffix(level: Level) -> str:
+    if level == STANDARD:
+        return ""
+    known = [name for name, other in LEVELS.items() if other == level]
+    return "/" + (known[0] if known else hashlib.blake2b(repr(level).encode(), digest_size=4).hexdigest())
+
+
+def _rectangle(entity: Entity, side: float, size: int) -> Array:
     """bool (H, W): a filled rectangle around the entity."""
-    scale = size / WORLD
+    scale = size / side
     half = entity.radius + BOX_MARGIN
     x0, y0 = (max(0, round((c - half) * scale)) for c in (entity.x, entity.y))
     x1, y1 = (min(size, round((c + half) * scale)) for c in (entity.x, entity.y))
@@ -156,22 +259,58 @@ def _rectangle(entity: Entity, size: int) -> Array:
     return mask_HW
 
 
+def _regions(edit: Edit, things: Sequence[Array], size: int) -> list[Array]:
+    """bool (H, W) of each thing that is marked; `things`: the silhouettes of everything in `before`."""
+    scene = edit.before
+    if edit.outline == "thing":
+        return [things[scene.entities.index(entity)] for entity in edit.marked]
+    if edit.outline == "wall":
+        things_HW = np.logical_or.reduce(things)
+        walls = sorted({scene.backdrop.wall_behind(entity) for entity in edit.marked})
+        return [wall_mask(scene.backdrop, wall, scene.side, size) & ~things_HW for wall in walls]
+    outline = {"box": _rectangle, "stamp": stamp_mask}[edit.outline]
+    return [outline(entity, scene.side, size) for entity in edit.marked]
+
+
+def _boxed(masks: Sequence[Array]) -> tuple[Region, ...]:
+    """Masks that don't overlap, none of them empty, with their tight boxes."""
+    label_HW = np.zeros(masks[0].shape, np.int32)
+    for label, mask_HW in enumerate(masks, 1):
+        label_HW[mask_HW] = label
+    found = zip(ndimage.find_objects(label_HW), masks, strict=True)
+    return tuple(Region(box=(x.start, y.start, x.stop, y.stop), mask_HW=mask) for (y, x), mask in found)
+
+
+def _inventory(scene: Scene, size: int) -> str:
+    """Everything that stands in the scene, row by row, each after the place of its centre."""
+    scale = size / scene.side
+    ordered = sorted(scene.entities, key=lambda e: min((row, column) for column, row in e.cells))
+    return " ".join(
+        f"{point_words((e.x * scale, e.y * scale), (size, size))} {e.describe()}" for e in ordered
+    )
+
+
 def _render(problem: Problem, size: int, sample_id: str) -> EditSample:
-    task, edit = problem.task, problem.edit
-    source_HW3 = render(edit.before, size)
-    outline = _rectangle if task.boxed else silhouette
-    masks = [outline(entity, size) for entity in edit.marked]
-    boxes: list[Box] = [bounds(mask_HW) for mask_HW in masks]
+    edit, before = problem.edit, problem.edit.before
+    source_HW3 = render(before, size)
+    things = [silhouette(entity, before.side, size) for entity in before.entities]
+    # The place of an insertion is no thing, nor is a wall: nothing that stands in the source is meant.
+    meant = edit.marked if edit.outline in ("thing", "stamp") else ()
+    referents = tuple(before.entities.index(entity) for entity in meant)
+    masks = _regions(edit, things, size)
     return EditSample(
         sample_id=sample_id,
         source_HW3=source_HW3,
-        instruction=edit.instruction,
-        task=task.name,
+        instruction=problem.instruction,
+        task=problem.task.name,
         referral=problem.referral,
         mask_HW=np.logical_or.reduce(masks),
-        regions=tuple(Region(box=b, mask_HW=m) for b, m in zip(boxes, masks, strict=True)),
-        paint="box" if task.boxed else "mask",
+        regions=_boxed(masks),
+        paint="box" if edit.outline == "box" else "mask",
         region_caption=edit.caption,
-        target_HW3=render_change(source_HW3, edit.before, edit.after),
-        change_mask_HW=change_mask(edit.before, edit.after, size),
+        scene_caption=_inventory(before, size),
+        target_HW3=render_change(source_HW3, before, edit.after),
+        change_mask_HW=change_mask(before, edit.after, size),
+        things=_boxed(things),
+        referents=referents,
     )

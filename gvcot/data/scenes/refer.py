@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -20,7 +21,7 @@ from gvcot.data.scenes.expressions import (
     points_at,
     without,
 )
-from gvcot.data.scenes.layout import pick
+from gvcot.data.scenes.layout import pick, shuffled
 from gvcot.data.scenes.world import COLOR_FACTS, SHAPE_FACTS, Entity, Scene
 from gvcot.types import Referral
 
@@ -30,7 +31,7 @@ TRIES = 8
 LONE_ATTRIBUTE = 0.15
 """Share of descriptions kept although one attribute alone would do; the rest need all they say."""
 
-_FIELDS = ("size", "color", "material", "shape")
+_FIELDS = ("size", "color", "material", "state", "shape")
 _SIDES: tuple[Side, ...] = ("left", "right", "top", "bottom")
 _NAMES_OF_COLOR = MappingProxyType(
     {color: tuple(fact for fact, c in COLOR_FACTS.items() if c == color) for color in COLOR_FACTS.values()}
@@ -46,6 +47,7 @@ _GROUPS = (
     ("color", "shape"),
     ("size", "shape"),
     ("material", "shape"),
+    ("state", "shape"),
     (),
 )
 
@@ -56,6 +58,7 @@ def describe(entity: Entity, fields: tuple[str, ...]) -> Filter:
         "size": entity.size,
         "color": entity.color,
         "material": entity.material,
+        "state": entity.state,
         "shape": entity.shape,
     }
     return Filter(**{field: values[field] for field in fields})
@@ -69,6 +72,7 @@ def with_fact(base: Filter, entity: Entity, rng: np.random.Generator) -> Filter:
     return Filter(
         size=base.size,
         material=base.material,
+        state=base.state,
         color=None if color_fact else base.color,
         shape=None if shape_fact else base.shape,
         color_fact=color_fact,
@@ -78,7 +82,7 @@ def with_fact(base: Filter, entity: Entity, rng: np.random.Generator) -> Filter:
 
 def _stated(base: Filter) -> list[str]:
     fields = (*_FIELDS, "color_fact", "shape_fact")
-    values = (base.size, base.color, base.material, base.shape, base.color_fact, base.shape_fact)
+    values = tuple(getattr(base, field) for field in fields)
     return [field for field, value in zip(fields, values, strict=True) if value is not None]
 
 
@@ -93,7 +97,7 @@ def _unique(scene: Scene, entity: Entity, rng: np.random.Generator) -> Filter:
     A size is said of a named shape only: by eye, a large square and a large star are hard to compare.
     """
     base = describe(entity, _FIELDS)
-    for field in [_FIELDS[i] for i in rng.permutation(len(_FIELDS)).tolist()]:
+    for field in shuffled(rng, _FIELDS):
         if field == "shape" and base.size is not None:
             continue
         shorter = without(base, field)
@@ -104,7 +108,7 @@ def _unique(scene: Scene, entity: Entity, rng: np.random.Generator) -> Filter:
 
 def _attributes(scene: Scene, target: int, rng: np.random.Generator) -> Expression | None:
     entity = scene.entities[target]
-    if rng.random() < 0.3:
+    if rng.random() < 0.6:
         return _size_rank(scene, target, rng)
     base = _unique(scene, entity, rng)
     lone = len(_stated(base)) < 2
@@ -129,46 +133,78 @@ def _extreme(base: Filter, scene: Scene, target: int, rng: np.random.Generator) 
     return Extreme(side, rank, base) if rank == 1 or len(base.resolve(scene)) >= 3 else None
 
 
-def _relation(base: Filter, scene: Scene, target: int, rng: np.random.Generator) -> Relation | None:
+def _relation(
+    base: Filter, scene: Scene, target: int, hops: int, rng: np.random.Generator
+) -> Relation | None:
     if len(base.resolve(scene)) < 2:
         return None
-    anchor = pick(rng, scene.entities)
-    entity = scene.entities[target]
-    if anchor == entity:
+    found = int(rng.random() * len(scene.entities))
+    if found == target:
         return None
-    direction, offset = direction_between(anchor, entity)
-    return Relation(direction, base, _unique(scene, anchor, rng)) if offset <= CONE_CLEAR else None
+    direction, offset = direction_between(scene.entities[found], scene.entities[target])
+    if offset > CONE_CLEAR:
+        return None
+    if hops == 2:
+        return Relation(direction, base, _unique(scene, scene.entities[found], rng))
+    anchor = _relation(describe(scene.entities[found], pick(rng, _GROUPS)), scene, found, hops - 1, rng)
+    return anchor and Relation(direction, base, anchor)
 
 
-def _spatial(scene: Scene, target: int, rng: np.random.Generator) -> Expression | None:
+def _spatial(scene: Scene, target: int, hops: int, rng: np.random.Generator) -> Expression | None:
     base = describe(scene.entities[target], pick(rng, _GROUPS))
-    return (_extreme if rng.random() < 0.55 else _relation)(base, scene, target, rng)
+    if hops == 1:
+        return _extreme(base, scene, target, rng)
+    return _relation(base, scene, target, hops, rng)
 
 
-def _knowledge(scene: Scene, target: int, rng: np.random.Generator) -> Expression | None:
+def _property(scene: Scene, target: int, hops: int, rng: np.random.Generator) -> Expression | None:
+    return _attributes(scene, target, rng)
+
+
+def _knowledge(scene: Scene, target: int, hops: int, rng: np.random.Generator) -> Expression | None:
     entity = scene.entities[target]
-    kind = rng.random()
-    if kind < 0.6:
-        base = with_fact(_unique(scene, entity, rng), entity, rng)
-        return base if _needs_all(base, scene) or rng.random() < LONE_ATTRIBUTE else None
-    if kind < 0.8:
+    if hops == 1:
+        if rng.random() < 0.75:
+            base = with_fact(_unique(scene, entity, rng), entity, rng)
+            return base if _needs_all(base, scene) or rng.random() < LONE_ATTRIBUTE else None
         return _extreme(with_fact(Filter(), entity, rng), scene, target, rng)
-    relation = _relation(describe(entity, pick(rng, _GROUPS)), scene, target, rng)
-    if relation is None:
-        return None
+    relation = _relation(describe(entity, pick(rng, _GROUPS)), scene, target, hops, rng)
+    return relation and _with_known_anchor(relation, scene, rng)
+
+
+def _with_known_anchor(relation: Relation, scene: Scene, rng: np.random.Generator) -> Relation:
+    """The relation with a fact in the description of its last anchor."""
+    if isinstance(relation.anchor, Relation):
+        return replace(relation, anchor=_with_known_anchor(relation.anchor, scene, rng))
     anchor = scene.entities[relation.anchor.resolve(scene)[0]]
-    return Relation(relation.direction, relation.base, with_fact(relation.anchor, anchor, rng))
+    return replace(relation, anchor=with_fact(relation.anchor, anchor, rng))
 
 
-_CANDIDATE: MappingProxyType[Referral, Callable[[Scene, int, np.random.Generator], Expression | None]] = (
-    MappingProxyType({"spatial": _spatial, "property": _attributes, "knowledge": _knowledge})
-)
+_CANDIDATE: MappingProxyType[
+    Referral, Callable[[Scene, int, int, np.random.Generator], Expression | None]
+] = MappingProxyType({"spatial": _spatial, "property": _property, "knowledge": _knowledge})
 
 
-def refer(scene: Scene, target: int, referral: Referral, rng: np.random.Generator) -> Expression | None:
-    """An expression of the wanted kind that means the target beyond doubt, or None where none was found."""
+def refer(
+    scene: Scene, target: int, referral: Referral, hops: int, rng: np.random.Generator
+) -> Expression | None:
+    """An expression of the wanted kind that means the target beyond doubt, or None where none was found.
+
+    Args:
+        scene: what is there.
+        target: id of what is to be meant.
+        referral: in which way; only "spatial" and "knowledge" can take several hops.
+        hops: things to be found.
+        rng: candidates are drawn from it.
+    """
     for _ in range(TRIES):
-        candidate = _CANDIDATE[referral](scene, target, rng)
+        candidate = _CANDIDATE[referral](scene, target, hops, rng)
         if candidate is not None and points_at(candidate, scene, target):
             return candidate
     return None
+
+
+def name(scene: Scene, target: int, rng: np.random.Generator) -> Filter | None:
+    """A description by attributes that fits the target alone, or None where things are too much alike."""
+    found = _unique(scene, scene.entities[target], rng)
+    return found if found.resolve(scene) == [target] else None

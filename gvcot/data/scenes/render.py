@@ -1,147 +1,104 @@
-"""Rendering: analytic signed distances, one small patch per entity, numpy only.
+"""Rendering scenes: analytic signed distances, one small patch per entity, numpy only.
 
 h, w are the pixels of a patch; H, W those of the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import MappingProxyType
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
-from gvcot.data.scenes.world import BACKGROUNDS, COLORS, GRADIENT, WORLD, Entity, Scene
+from gvcot.data.scenes import draw
+from gvcot.data.scenes.world import BACKGROUNDS, CELL, GRADIENT, Backdrop, Entity, Scene
 
 Array = np.ndarray
 Box = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
 
 
-def _circle(u: Array, v: Array, r: float) -> Array:
-    return np.sqrt(u * u + v * v) - r
+VISIBLE = 20
+"""Levels by which a pixel must change for anybody to see it."""
 
 
-def _square(u: Array, v: Array, r: float) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.86 * r
-
-
-def _triangle(u: Array, v: Array, r: float) -> Array:
-    # Apex (0, -0.95 r), base corners (+-r, 0.8 r); the slanted edge's normal is (1.75, -1) / 2.0156.
-    slanted = (1.75 * np.abs(u) - (v + 0.95 * r)) / 2.0156
-    return np.maximum(slanted, v - 0.8 * r)
-
-
-def _diamond(u: Array, v: Array, r: float) -> Array:
-    return (np.abs(u) + 0.76 * np.abs(v) - 0.76 * r) / 1.2560
-
-
-def _cross(u: Array, v: Array, r: float) -> Array:
-    a, b = np.abs(u), np.abs(v)
-    thick, length = 0.36 * r, 0.96 * r
-    return np.minimum(np.maximum(a - length, b - thick), np.maximum(b - length, a - thick))
-
-
-def _star(u: Array, v: Array, r: float) -> Array:
-    # All ten edges are folded onto one, from the tip (r, 0) to the inner corner at 36 degrees.
-    fifth = 2 * np.pi / 5
-    angle = np.abs(np.mod(np.arctan2(u, -v) + fifth / 2, fifth) - fifth / 2)
-    rho = np.sqrt(u * u + v * v)
-    p, q = rho * np.cos(angle), rho * np.sin(angle)
-    inner = 0.56 * r
-    ex, ey = inner * np.cos(fifth / 2) - r, inner * np.sin(fifth / 2)
-    return ((p - r) * ey - q * ex) / np.hypot(ex, ey)
-
-
-SIGNED_DISTANCE: MappingProxyType[str, Callable[[Array, Array, float], Array]] = MappingProxyType(
-    {
-        "circle": _circle,
-        "square": _square,
-        "triangle": _triangle,
-        "diamond": _diamond,
-        "cross": _cross,
-        "star": _star,
-    }
-)
-"""(u, v, radius) -> distance to the outline, negative inside; exact near edges, a bound near corners."""
-
-
-def _plain(base_3: Array, u: Array, v: Array, r: float) -> Array:
-    return base_3
-
-
-def _striped(base_3: Array, u: Array, v: Array, r: float) -> Array:
-    # Two bands across the body; a dark body gets lighter ones, because darker ones would not show.
-    band_3 = base_3 * 0.55 if base_3.max() > 60 else base_3 + 75
-    distance = np.abs(np.abs(v) - 0.36 * r) - 0.19 * r
-    weight = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    return base_3 + weight * (band_3 - base_3)
-
-
-def _shiny(base_3: Array, u: Array, v: Array, r: float) -> Array:
-    shade = 1.0 - 0.3 * np.clip((u + v) / (2 * r) + 0.2, 0.0, 1.0)
-    spot = 0.85 * np.exp(-((u + 0.3 * r) ** 2 + (v + 0.25 * r) ** 2) / (0.16 * r * r))[..., None]
-    body = base_3 * shade[..., None]
-    return body + spot * (255.0 - body)
-
-
-TEXTURE: MappingProxyType[str, Callable[[Array, Array, Array, float], Array]] = MappingProxyType(
-    {"plain": _plain, "striped": _striped, "shiny": _shiny}
-)
-"""(base colour, u, v, radius) -> colours, (3,) or (h, w, 3)."""
-
-
-def _patch(entity: Entity, size: int) -> tuple[Box, Array, Array, float]:
+def _patch(entity: Entity, scale: float, size: int) -> tuple[Box, Array, Array, float]:
     """The entity's patch, its pixel coordinates relative to the centre, and its radius in pixels."""
-    scale = size / WORLD
     x, y, r = entity.x * scale, entity.y * scale, entity.radius * scale
-    x0, y0 = max(0, int(x - r - 1)), max(0, int(y - r - 1))
-    x1, y1 = min(size, int(x + r + 2)), min(size, int(y + r + 2))
+    reach = max(r, draw.STAMP[0] * scale) if entity.stamped else r
+    x0, y0 = max(0, int(x - reach - 1)), max(0, int(y - reach - 1))
+    x1, y1 = min(size, int(x + reach + 2)), min(size, int(y + reach + 2))
     u = np.arange(x0, x1, dtype=np.float32)[None, :] + np.float32(0.5 - x)
     v = np.arange(y0, y1, dtype=np.float32)[:, None] + np.float32(0.5 - y)
     return (x0, y0, x1, y1), u, v, r
 
 
-def _alpha(shape: str, u: Array, v: Array, r: float) -> Array:
-    # Cut at the square of half-side r: the distance to a pointed outline is too small beyond its tips, which
-    # would leak a little coverage into the neighbouring cell.
-    distance = np.maximum(SIGNED_DISTANCE[shape](u, v, r), np.maximum(np.abs(u), np.abs(v)) - r)
-    return np.clip(0.5 - distance, 0.0, 1.0)
+def coverage(entity: Entity, side: float, size: int) -> tuple[Box, Array]:
+    """How much of each pixel the entity and what lies on it cover.
 
-
-def coverage(entity: Entity, size: int) -> tuple[Box, Array]:
-    """How much of each pixel the entity covers.
+    Args:
+        entity: the thing.
+        side: world units per side of the picture.
+        size: pixels per side.
 
     Returns:
         Its patch, and float32 (h, w) in [0, 1] there; it covers nothing outside the patch.
     """
-    box, u, v, r = _patch(entity, size)
-    return box, _alpha(entity.shape, u, v, r)
+    scale = size / side
+    box, u, v, r = _patch(entity, scale, size)
+    _, alpha_hw = draw.paint_patch(entity, u, v, r, scale)
+    if entity.stamped:
+        alpha_hw = np.maximum(alpha_hw, draw.stamp(u, v, scale)[1])
+    return box, alpha_hw
 
 
-def background_rows(name: str, size: int) -> Array:
-    """float32 (H, 1, 3): the colour of each image row."""
-    ramp_H = np.linspace(GRADIENT, -GRADIENT, size, dtype=np.float32)
-    return (np.asarray(BACKGROUNDS[name], np.float32) + ramp_H[:, None])[:, None, :]
+def wall_mask(backdrop: Backdrop, wall: int, side: float, size: int) -> Array:
+    """bool (H, W): where one of the walls is, things before it included."""
+    mask_HW = np.ones((size, size), bool)
+    if len(backdrop.walls) == 1:
+        return mask_HW
+    edge = round(backdrop.cut * CELL * size / side)
+    first_HW = np.zeros((size, size), bool)
+    if backdrop.seam == "upright":
+        first_HW[:, :edge] = True
+    else:
+        first_HW[:edge] = True
+    return first_HW if wall == 0 else ~first_HW
+
+
+@lru_cache(maxsize=512)
+def _backdrop(backdrop: Backdrop, side: float, size: int) -> Array:
+    ramp_H11 = np.linspace(GRADIENT, -GRADIENT, size, dtype=np.float32)[:, None, None]
+    image_HW3 = np.empty((size, size, 3), np.uint8)
+    for wall, name in enumerate(backdrop.walls):
+        mask_HW = wall_mask(backdrop, wall, side, size)
+        rows_HW3 = np.broadcast_to(np.asarray(BACKGROUNDS[name], np.float32) + ramp_H11, (size, size, 3))
+        image_HW3[mask_HW] = _round(rows_HW3[mask_HW])
+    image_HW3.setflags(write=False)
+    return image_HW3
 
 
 def _round(values: Array) -> Array:
     return (np.clip(values, 0.0, 255.0) + 0.5).astype(np.uint8)
 
 
-def _draw(image_HW3: Array, entity: Entity) -> None:
-    (x0, y0, x1, y1), u, v, r = _patch(entity, image_HW3.shape[0])
-    alpha = _alpha(entity.shape, u, v, r)[..., None]
-    color = TEXTURE[entity.material](np.asarray(COLORS[entity.color], np.float32), u, v, r)
-    patch = image_HW3[y0:y1, x0:x1].astype(np.float32)
-    image_HW3[y0:y1, x0:x1] = _round(patch + alpha * (color - patch))
+def _draw(image_HW3: Array, entity: Entity, side: float) -> None:
+    size = image_HW3.shape[0]
+    scale = size / side
+    (x0, y0, x1, y1), u, v, r = _patch(entity, scale, size)
+    color_hw3, alpha_hw = draw.paint_patch(entity, u, v, r, scale)
+    patch = color_hw3 + (1.0 - alpha_hw)[..., None] * image_HW3[y0:y1, x0:x1]
+    if entity.stamped:
+        color_hw3, weight_hw, _ = draw.stamp(u, v, scale)
+        patch = patch + weight_hw[..., None] * (color_hw3 - patch)
+    image_HW3[y0:y1, x0:x1] = _round(patch)
 
 
 def render(scene: Scene, size: int) -> Array:
     """uint8 (size, size, 3)."""
-    image_HW3 = np.empty((size, size, 3), np.uint8)
-    image_HW3[:] = _round(background_rows(scene.background, size))
+    image_HW3 = _backdrop(scene.backdrop, scene.side, size).copy()
     for entity in scene.entities:
-        _draw(image_HW3, entity)
+        _draw(image_HW3, entity, scene.side)
     return image_HW3
 
 
@@ -151,38 +108,48 @@ def render_change(image_HW3: Array, before: Scene, after: Scene) -> Array:
     Equal to `render(after)` to the bit, because entities never overlap.
     """
     size = image_HW3.shape[0]
-    if before.background != after.background:
+    if before.backdrop != after.backdrop:
         return render(after, size)
     changed_HW3 = image_HW3.copy()
-    rows_H13 = _round(background_rows(before.background, size))
+    empty_HW3 = _backdrop(before.backdrop, before.side, size)
+    kept = set(after.entities)
     for entity in before.entities:
-        if entity not in after.entities:
-            (x0, y0, x1, y1), alpha = coverage(entity, size)
+        if entity not in kept:
+            (x0, y0, x1, y1), alpha_hw = coverage(entity, before.side, size)
             patch = changed_HW3[y0:y1, x0:x1]
-            changed_HW3[y0:y1, x0:x1] = np.where(alpha[..., None] > 0, rows_H13[y0:y1], patch)
+            changed_HW3[y0:y1, x0:x1] = np.where(alpha_hw[..., None] > 0, empty_HW3[y0:y1, x0:x1], patch)
+    old = set(before.entities)
     for entity in after.entities:
-        if entity not in before.entities:
-            _draw(changed_HW3, entity)
+        if entity not in old:
+            _draw(changed_HW3, entity, after.side)
     return changed_HW3
 
 
-def silhouette(entity: Entity, size: int) -> Array:
-    """bool (H, W): the pixels of which the entity covers at least half."""
-    (x0, y0, x1, y1), alpha = coverage(entity, size)
+def silhouette(entity: Entity, side: float, size: int) -> Array:
+    """bool (H, W): the pixels of which the whole entity, holes filled, covers at least half."""
+    (x0, y0, x1, y1), u, v, r = _patch(entity, size / side, size)
     mask_HW = np.zeros((size, size), bool)
-    mask_HW[y0:y1, x0:x1] = alpha >= 0.5
+    mask_HW[y0:y1, x0:x1] = draw.outline(entity, u, v, r) <= 0.0
+    return mask_HW
+
+
+def stamp_mask(entity: Entity, side: float, size: int) -> Array:
+    """bool (H, W): where the watermark on an entity lies."""
+    (x0, y0, x1, y1), u, v, _ = _patch(entity, size / side, size)
+    mask_HW = np.zeros((size, size), bool)
+    mask_HW[y0:y1, x0:x1] = draw.stamp(u, v, size / side)[2]
     return mask_HW
 
 
 def change_mask(before: Scene, after: Scene, size: int) -> Array:
-    """bool (H, W): every pixel that an appearing or vanishing entity touches, grown by one pixel."""
+    """bool (H, W): every pixel that an appearing, changing or vanishing thing touches, grown by one pixel."""
     mask_HW = np.zeros((size, size), bool)
-    if before.background != after.background:
-        mask_HW[:] = True
-        return mask_HW
+    for wall, (old, new) in enumerate(zip(before.backdrop.walls, after.backdrop.walls, strict=True)):
+        if old != new:
+            mask_HW |= wall_mask(before.backdrop, wall, before.side, size)
     for entity in set(before.entities) ^ set(after.entities):
-        (x0, y0, x1, y1), alpha = coverage(entity, size)
-        mask_HW[y0:y1, x0:x1] |= alpha > 0
+        (x0, y0, x1, y1), alpha_hw = coverage(entity, before.side, size)
+        mask_HW[y0:y1, x0:x1] |= alpha_hw > 0
     return dilate(mask_HW)
 
 
@@ -201,3 +168,33 @@ def bounds(mask_HW: Array) -> Box:
     """The tight box of a mask that is not empty."""
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def visible_change(before: Scene, after: Scene, size: int) -> int:
+    """Pixels that differ by more than `VISIBLE` levels in some channel."""
+    kept = set(before.entities) & set(after.entities)
+    images = [
+        render(replace(scene, entities=tuple(e for e in scene.entities if e not in kept)), size).astype(
+            np.int16
+        )
+        for scene in (before, after)
+    ]
+    return int((np.abs(images[0] - images[1]).max(-1) > VISIBLE).sum())
+
+
+FINE = 8
+"""Pixels per world unit at which areas are counted."""
+
+
+def area(entity: Entity) -> float:
+    """World units squared that the whole thing covers, wherever it stands."""
+    alone = Entity(
+        entity.shape, "red", "plain", entity.size, CELL, CELL, entity.state, entity.figure
+    )  # all that its outline depends on
+    return _area(alone)
+
+
+@lru_cache(maxsize=4096)
+def _area(entity: Entity) -> float:
+    side = 2 * CELL
+    return float(silhouette(entity, side, round(side) * FINE).sum()) / FINE**2

@@ -1,4 +1,4 @@
-"""Splits, and the compositions that only the benchmark shows."""
+"""Splits, and the compositions and wordings that only the benchmark shows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SplitSpec:
     """Number of samples; None is unbounded."""
 
     held_out: bool
-    """Whether all of its compositions are held out, or none."""
+    """Whether all of its compositions and wordings are held out, or none."""
 
 
 SPLIT_TABLE: MappingProxyType[Split, SplitSpec] = MappingProxyType(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gvcot import prompts
-from gvcot.data.scenes import expressions, tasks, world
+from gvcot.data.scenes import expressions, generator, tasks, world
 from gvcot.errors import DataError
 
 VOCAB_SIZE = 512
@@ -26,27 +26,12 @@ COORDINATES = tuple(f"<{axis}{i}>" for axis in "xy" for i in range(32))
 
 PUNCTUATION = tuple(".,:;!?'\"()-/<>=%+")
 
-# Words of tasks and chains that the tables don't hold.
+# Words of chains and answers to come that no table holds.
 FURTHER_WORDS = """
-x y
-a an the of to in on at by from with without and or not no yes is are it its this that there where which what
-then fourth last next only both all each every other another same different
+a an of to in on at from with without and or not no yes is are it this that there where which what
+then next last all each every other another same different first second third fourth
 i think step region area place box mask image object objects edit change result answer position center corner
-between inside outside around over under behind front side edge half upper lower row column
-remove add draw make turn set give keep replace swap move rotate tilt flip stretch split fill paint
-material texture pattern background foreground extract
-dotted checkered metal wood glass stone matte gray dark light bright pale solid colors
-state open closed broken whole cracked full empty lit unlit wet frozen clean dirty new old off
-person head face eyes mouth hair hat arm leg legs hand body smile happy sad sitting standing walking running
-jumping waving raise lower pose motion looking facing upside clockwise counterclockwise degrees
-style sketch outline pixel cartoon mosaic blurred blurry sharp
-structure round hollow ring line dot dots stripe band spot part parts
-restore repair fix defect scratch stain noise hole missing watermark text clear
-attribute subject two three four five multiple several one wide narrow tall short bigger slightly
-top bottom left right middle big tiny huge things also as well while keeping them they these those
-cut out alone isolate only mirror reflect metallic golden silver wooden paper fabric brick water night day
-pixelated scribble smudge letter logo sign color colour painted marked described clockwise asleep awake
-grow lean leaning curved zigzag border frame global
+between inside outside around over under behind front side edge upper lower row column
 """
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -60,33 +45,42 @@ def split_words(text: str) -> list[str]:
 
 def _texts() -> Iterable[str]:
     """Every text from which sentences are put together."""
-    yield from world.COLORS
-    yield from world.BACKGROUNDS
-    yield from world.SHAPES
-    yield from world.MATERIALS
-    yield from world.SIZES
-    yield from world.DIRECTIONS
-    yield from world.COLOR_FACTS
-    yield from world.SHAPE_FACTS
-    yield from expressions.ORDINALS
-    yield from expressions.SUPERLATIVES
-    yield from expressions.SUPERLATIVES.values()
-    yield from expressions.RELATIONS.values()
-    yield "largest smallest"
-    yield "the shape that is the color of"
+    for table in (
+        world.COLORS,
+        world.BACKGROUNDS,
+        world.SHAPES,
+        world.MATERIALS,
+        world.SIZES,
+        world.DIRECTIONS,
+        world.COLOR_FACTS,
+        world.SHAPE_FACTS,
+        expressions.ORDINALS,
+        expressions.SUPERLATIVES,
+        expressions.SUPERLATIVES.values(),
+        expressions.RELATIONS.values(),
+        generator.DISTRACTORS,
+    ):
+        yield from table
+    for states in world.STATES.values():
+        yield from states
+    yield "largest smallest lighter darker"
+    yield "the thing that is the color of"
     for task in tasks.TASK_TABLE.values():
-        yield from task.phrases()
+        yield from task.phrases
+        for wording in task.wordings:
+            yield from (*wording.train, *wording.bench)
     yield prompts.SYSTEM
     yield prompts.mask_prompt("")
     yield prompts.locate_prompt("")
     yield prompts.describe_prompt()
+    yield prompts.inventory_prompt()
     yield FURTHER_WORDS
 
 
 def known_words() -> set[str]:
     """Every word that a sample or a prompt can use, and those set aside for later tasks."""
-    boxes = (prompts.box_words((i, i, i + 1, i + 1), (32, 32)) for i in range(32))  # words with marks inside
-    return {word for text in _texts() for word in split_words(text)} | set(" ".join(boxes).split())
+    points = (prompts.point_words((i, i), (32, 32)) for i in range(32))  # words with marks inside
+    return {word for text in _texts() for word in split_words(text)} | set(" ".join(points).split())
 
 
 def enumerate_vocabulary() -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 
 from gvcot.data import scenes
-from gvcot.data.encoded import EncodedScenes, fingerprint, load_encoded, pixels
+from gvcot.data.encoded import EncodedScenes, bytes_per_scene, fingerprint, load_encoded, pixels
 from gvcot.data.images import to_tensor
 from gvcot.data.show import painted
+from gvcot.errors import ResourceError
 from gvcot.model import flow
 from gvcot.model.pretrained import Pretrained
 
@@ -29,7 +31,9 @@ def test_scenes_are_encoded_in_order(policy: Pretrained, tmp_path: Path) -> None
         sample = scenes.generate(0, i)
         assert data.instructions[i] == sample.instruction
         assert data.captions[i] == sample.region_caption
-        assert len(data.boxes[i].split()) == 4 * len(sample.regions)
+        assert data.places[i].endswith(f"> {sample.region_caption}")
+        assert data.places[i].count("<x") == len(sample.regions)
+        assert data.inventories[i].count("<x") == len(sample.things)
         assert (data.source_M3HW[i].permute(1, 2, 0).numpy() == sample.source_HW3).all()
         assert sample.target_HW3 is not None
         shown = {
@@ -75,3 +79,15 @@ def test_the_cache_s_name_changes_with_all_that_it_holds(policy: Pretrained) -> 
     with torch.no_grad():
         policy.codec.decoder[0].weight[0, 0, 0, 0] += 1e-6
     assert name != fingerprint(policy.codec, seed=0, size=64)
+
+
+def test_a_set_that_does_not_fit_on_the_disk_is_refused_at_once(policy: Pretrained, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="lower data.num_samples"):
+        load(policy, tmp_path, 10**12)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_size_of_a_scene_is_known_beforehand(policy: Pretrained, tmp_path: Path) -> None:
+    load(policy, tmp_path, 64)
+    taken = sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file()) / 64
+    assert 0.9 < bytes_per_scene(policy.model.config, 64) / taken < 1.1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gvcot import prompts
 from gvcot.data import scenes
+from gvcot.data.scenes.tasks import TASK_TABLE
 from gvcot.data.scenes.vocabulary import (
     SPECIALS,
     VOCAB_SIZE,
@@ -54,13 +57,22 @@ def test_control_tokens_and_padding_are_not_text():
     assert TOKENIZER.decode([1, star, 2, 0, 0]) == "star"
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
-def test_every_instruction_and_caption_is_known(split):
-    for sample in scenes.samples(split, range(300), seed=11):
+@pytest.mark.parametrize("level", scenes.LEVELS)
+@pytest.mark.parametrize(("split", "count"), [("train", 200), ("val", 60), ("bench", 57)])
+def test_every_instruction_and_caption_is_known(split, count, level):
+    for sample in scenes.samples(split, range(count), seed=11, world=scenes.WorldConfig(level=level)):
         for text in (sample.instruction, sample.region_caption, prompts.mask_prompt(sample.instruction)):
             ids = TOKENIZER.encode(text)
             assert min(ids) > 4
             assert len(ids) <= 64
+        assert min(TOKENIZER.encode(sample.scene_caption)) > 4
+
+
+def test_every_wording_of_every_task_is_known():
+    for task in TASK_TABLE.values():
+        for wording in task.wordings:
+            for text in (*wording.train, *wording.bench):
+                assert set(re.sub(r"{\w+}", " ", text).split()) <= set(WORDS)
 
 
 @pytest.mark.parametrize(
