@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -153,7 +154,7 @@ def _attempt(
         solved = solved_by(edit, referents)
         if solved == "only one" or (bench and solved):
             return None
-    instruction = _say(rng, edit, level, bench=bench)
+    instruction = say(rng, edit, level, bench=bench)
     if rng.random() < level.distractors:
         idle = _idle(rng, scene, {i for r in references for i in involved(r.expression, scene)})
         if idle is None:
@@ -185,9 +186,10 @@ def _references(
     return tuple(references)
 
 
-def _say(rng: np.random.Generator, edit: Edit, level: Level, *, bench: bool) -> str:
+def say(rng: np.random.Generator, edit: Edit, level: Level, *, bench: bool) -> str:
+    """One of the edit's wordings with its slots filled in."""
     wordings = edit.wording.bench if bench else edit.wording.train[: level.paraphrases]
-    return pick(rng, wordings).format(**edit.slots).replace("a orange", "an orange")
+    return re.sub(r"\ba orange\b", "an orange", pick(rng, wordings).format(**edit.slots))
 
 
 def _idle(rng: np.random.Generator, scene: Scene, named: set[int]) -> str | None:

@@ -273,7 +273,7 @@ def read(instruction: str, scene: Scene, energy: float = 1.0) -> Meaning:
         Unclear: it can be read in no way, or in several.
     """
     idle, match = None, _IDLE.fullmatch(instruction)
-    command = (match[4] if match else instruction).replace("an orange", "a orange")
+    command = re.sub(r"\ban orange\b", "a orange", match[4] if match else instruction)
     if match:
         idle = find(match[1] or match[2] or match[3], scene).entity
     readings = []

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gvcot.data import scenes
-from gvcot.data.scenes.generator import compose
+from gvcot.data.scenes.edit import Wording
+from gvcot.data.scenes.generator import compose, say
 from gvcot.data.scenes.render import coverage, render, silhouette
+from gvcot.data.scenes.tasks import TASK_TABLE
 from gvcot.data.scenes.world import Entity
 from gvcot.errors import DataError
 from gvcot.types import EditSample
@@ -320,3 +323,16 @@ def test_the_training_split_has_no_length() -> None:
     assert (scenes.length("val"), scenes.length("bench")) == (512, 590)
     with pytest.raises(DataError, match="has no end"):
         scenes.length("train")
+
+
+def test_an_article_is_changed_before_a_vowel_and_nowhere_else() -> None:
+    (color,) = TASK_TABLE["color"].wordings[:1]
+    edit = compose(0, 0, world=scenes.WorldConfig(tasks=("color",))).edit
+    rng = np.random.default_rng(0)
+    slots = {"x": "the thing that is the color of a banana", "color": "orange"}
+    said = {
+        say(rng, replace(edit, wording=color, slots=slots), scenes.STANDARD, bench=False) for _ in range(20)
+    }
+    assert "paint the thing that is the color of a banana orange" in said
+    hat = replace(edit, wording=Wording(("give {x} a {color} hat",), ()))
+    assert say(rng, hat, scenes.STANDARD, bench=False).endswith("a banana an orange hat")
