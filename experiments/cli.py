@@ -155,6 +155,22 @@ def compare(
     typer.echo(markdown(rows))
 
 
+@app.command("slices")
+def show_slices(
+    files: Annotated[list[Path], typer.Argument(help="Evaluations' JSON files, one per run.")],
+    metric: Annotated[list[str] | None, typer.Option(help="Only this metric; may be repeated.")] = None,
+    by: Annotated[Literal["task", "referral"] | None, typer.Option(help="Only by this.")] = None,
+) -> None:
+    """Means of evaluations by task and by kind of referral, with bootstrap intervals (markdown).
+
+    Several files are runs with other seeds: their values are averaged, and the intervals cover them too.
+    """
+    from experiments.slices import markdown, slices
+
+    metrics = metric or ["mask_iou", "where", "edit_accuracy", "preservation", "format"]
+    typer.echo(markdown(slices(files, metrics, [by] if by else ["referral", "task"])))
+
+
 @app.command()
 def doctor() -> None:
     """Check this installation and machine; exit code 1 if something is wrong."""

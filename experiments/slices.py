@@ -1,0 +1,98 @@
+"""Evaluations by task and by kind of referral, with intervals over scenes and runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from experiments.bootstrap import read_values, scene_means
+from gvcot.errors import DataError
+
+Field = Literal["task", "referral"]
+
+NOT_LOCAL = frozenset({"background"})
+"""Tasks whose region is no thing and no place for one, but a wall."""
+
+
+class Mean(NamedTuple):
+    """Of one metric over the scenes of a slice that have it."""
+
+    num_scenes: int
+    value: float
+    low: float
+    """Lower end of the 95 % interval of the mean."""
+
+    high: float
+    """Its upper end."""
+
+
+def bootstrap_mean(rows_FB: np.ndarray, *, draws: int = 2000, seed: int = 0) -> Mean | None:
+    """Mean over scenes of the mean over runs; None where no scene has a value.
+
+    The interval resamples scenes and runs, so it also covers other seeds where there are several.
+
+    Args:
+        rows_FB: F runs' values of B scenes; NaN where missing.
+        draws: bootstrap resamples.
+        seed: of the resampling.
+    """
+    rows_FB = rows_FB[:, np.isfinite(rows_FB).any(0)]
+    runs, count = rows_FB.shape
+    if not count:
+        return None
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(draws):
+        drawn_FB = rows_FB[rng.integers(runs, size=runs)][:, rng.integers(count, size=count)]
+        means.append(np.nanmean(scene_means(drawn_FB)) if np.isfinite(drawn_FB).any() else np.nan)
+    low, high = np.nanquantile(means, [0.025, 0.975])
+    return Mean(count, float(scene_means(rows_FB).mean()), float(low), float(high))
+
+
+def slices(
+    files: Sequence[Path], metrics: Sequence[str], fields: Sequence[Field]
+) -> dict[str, dict[str, Mean | None]]:
+    """Slice -> metric -> mean. Slices: "all", "localised" (no `NOT_LOCAL`), each value of the fields.
+
+    Args:
+        files: evaluations of the same scenes, one per run.
+        metrics: names of per-scene values.
+        fields: what to slice by.
+
+    Raises:
+        DataError: files of different scenes, or a metric that none of them has.
+    """
+    loaded = [read_values(path) for path in files]
+    for path, (ids, _) in zip(files, loaded, strict=True):
+        if ids != loaded[0][0]:
+            raise DataError(f"{path} and {files[0]} are not of the same scenes; evaluate both on one split")
+    for metric in metrics:
+        if not all(metric in values for _, values in loaded):
+            known = ", ".join(sorted(loaded[0][1]))
+            raise DataError(f"{files[0]} has no metric {metric!r}; it has: {known}")
+    labels = json.loads(files[0].read_text())["samples"]
+    task_B = np.array(labels["task"])
+    chosen = {"all": np.ones(len(task_B), bool), "localised": ~np.isin(task_B, list(NOT_LOCAL))}
+    for field in fields:
+        label_B = np.array(labels[field])
+        chosen |= {str(name): label_B == name for name in np.unique(label_B)}
+    rows = {metric: np.stack([values[metric] for _, values in loaded]) for metric in metrics}
+    return {
+        name: {metric: bootstrap_mean(rows_FB[:, mask_B]) for metric, rows_FB in rows.items()}
+        for name, mask_B in chosen.items()
+    }
+
+
+def markdown(rows: Mapping[str, Mapping[str, Mean | None]]) -> str:
+    """Slices as a markdown table: mean and 95 % interval; scenes are those that have the first metric."""
+    metrics = list(next(iter(rows.values())))
+    lines = ["| slice | scenes | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
+    for name, means in rows.items():
+        cells = ["–" if m is None else f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in means.values()]
+        first = means[metrics[0]]
+        lines.append(f"| {name} | {0 if first is None else first.num_scenes} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
