@@ -70,7 +70,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NFTConfig:
-    """Of the objective `diffusion_nft`."""
+    """Of the objectives `diffusion_nft` and, but for the scale and beta, `rejection`."""
 
     num_times: int = 2
     """Noise levels per image and step."""
@@ -176,7 +176,7 @@ class RLConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     data: SceneStream = field(default_factory=SceneStream)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    objective: Literal["reverse_window", "diffusion_nft"] = "reverse_window"
+    objective: Literal["reverse_window", "diffusion_nft", "rejection"] = "reverse_window"
     """What is trained on; see `rl.objectives`."""
 
     loss: LossConfig = field(default_factory=LossConfig)
@@ -227,10 +227,11 @@ class RLConfig:
                 "rollout: noise_level=0 or window_size=0 is plain ODE sampling, which has no log-probs to "
                 "train on; use noise_level=0.7 and window_size=2, or objective=diffusion_nft"
             )
-        if self.objective == "diffusion_nft" and self.rollout.initial_noise == "group":
+        if self.objective != "reverse_window" and self.rollout.initial_noise == "group":
             raise ConfigError(
-                "rollout.initial_noise=group: objective=diffusion_nft samples by the ODE, so that all chains "
-                "of a group would be the same; use rollout.initial_noise=chain, or objective=reverse_window"
+                f"rollout.initial_noise=group: objective={self.objective} samples by the ODE, so that all "
+                "chains of a group would be the same; use rollout.initial_noise=chain, or "
+                "objective=reverse_window"
             )
         if self.loss.updates_per_rollout < 1:
             raise ConfigError(

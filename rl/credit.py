@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gvcot.errors import ConfigError, closest
@@ -115,3 +115,20 @@ def residual(
     out_B = advantage_B.clone()
     out_B[kept_B] = (y_M - x_MU @ slope_U).to(advantage_B.dtype)
     return out_B
+
+
+def best_of_group(
+    advantage_BK: Float[Tensor, "B K"], kept_BK: Bool[Tensor, "B K"], group_B: Int[Tensor, " B"]
+) -> Bool[Tensor, "B K"]:
+    """The chains that rejection sampling keeps: of each group the best, with all of its phases.
+
+    Best by the first phase's advantage, which has all rewards where credit is causal. Groups without a signal
+    keep none; of equals the first is kept.
+    """
+    rank_B = torch.where(kept_BK[:, 0], advantage_BK[:, 0], -torch.inf)
+    best_B = torch.zeros_like(kept_BK[:, 0])
+    for group in group_B.unique():
+        members = (group_B == group).nonzero()[:, 0]
+        best = members[rank_B[members].argmax()]
+        best_B[best] = rank_B[best] > -torch.inf
+    return best_B[:, None].expand_as(kept_BK).contiguous()

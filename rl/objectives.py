@@ -4,6 +4,8 @@
                     probabilities is trained (Flow-GRPO with MixGRPO's window; three losses)
     diffusion_nft   chains are drawn by the plain ODE; their images are noised afresh, and the velocity
                     there is trained towards good images and away from bad ones
+    rejection       the same, on each group's best chain alone: best-of-G rejection fine-tuning (RAFT), a
+                    control that takes no notice of what was bad
 
 An objective owns its needs: how chains are sampled, what of them is revisited, and the loss. What it answers
 with has `velocity_BWND` and `detached()`; the learner's anchor (KL) and its checks need no more.
@@ -94,6 +96,8 @@ def build_objective(config: RLConfig, chain: Chain) -> Objective:
             return ReverseWindow(config, chain)
         case "diffusion_nft":
             return DiffusionNFT(config, chain)
+        case "rejection":
+            return Rejection(config, chain)
 
 
 class ReverseWindow:
@@ -174,6 +178,26 @@ class DiffusionNFT:
             beta=self._config.beta,
             scale=self._config.advantage_scale,
         )
+
+
+class Rejection(DiffusionNFT):
+    """Flow matching on the chains that are kept (`rl.credit.best_of_group`).
+
+    Source: Dong et al. 2023, RAFT, arXiv:2304.06767, with one round a step.
+    """
+
+    def loss(
+        self,
+        phase: ImagePhase,
+        rows: Tensor,
+        now: Velocities,
+        sampled: Velocities,
+        advantage_B: Tensor,
+        mask_BW: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Objective`."""
+        error_BW = (now.velocity_BWND.float() - now.target_BWND).square().mean(dim=(2, 3))
+        return error_BW, {"error": error_BW.detach().mean()}
 
 
 def policy_loss(

@@ -20,7 +20,7 @@ from rewards import mix
 from rl.advantage import group_advantage
 from rl.cluster import WorkerGroup
 from rl.config import RLConfig
-from rl.credit import route
+from rl.credit import best_of_group, route
 from rl.metrics import step_metrics
 
 Evaluate = Callable[[int], dict[str, float]]
@@ -128,6 +128,8 @@ def credited(
         baseline=options.baseline,
         whiten=options.whiten,
     )
+    if config.objective == "rejection":
+        kept_BK = best_of_group(advantage_BK, kept_BK, group_B)
     weights_K = torch.tensor([options.phase_weights.get(phase, 1.0) for phase in phases])
     overall = mix.overall(raw_BR, valid_BR, weights_R)
     return (advantage_BK * weights_K, kept_BK), result.metrics | {"overall": overall.nanmean()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gvcot.errors import ConfigError
-from rl.credit import route, routing
+from rl.credit import best_of_group, route, routing
 
 PHASES = ("x_cot", "x_edit")
 REACHES = ("x_cot", "x_edit", "x_edit")  # mask IoU, judge, fidelity
@@ -95,3 +95,15 @@ def test_a_phase_that_no_reward_reaches_is_not_trained():
 def test_a_reward_of_a_phase_that_the_chain_lacks_is_refused():
     with pytest.raises(ConfigError, match=r"'x_cot', which this chain doesn't have .*known: x_edit"):
         routing(["x_cot"], ["x_edit"], "causal")
+
+
+def test_rejection_keeps_the_best_chain_of_each_group_with_a_signal() -> None:
+    advantage_BK = torch.tensor([[0.5, 9.0], [1.5, -1.0], [-2.0, 3.0], [0.0, 0.0], [0.0, 0.0], [0.7, 0.0]])
+    kept_BK = torch.tensor([[True, True]] * 3 + [[False, False]] * 2 + [[True, True]])
+    group_B = torch.tensor([0, 0, 0, 1, 1, 2])
+    best_BK = best_of_group(advantage_BK, kept_BK, group_B)
+    assert best_BK[:, 0].tolist() == [False, True, False, False, False, True]
+    assert torch.equal(best_BK[:, 0], best_BK[:, 1])
+    # a missing score is never the best, even where all others are bad
+    kept_BK[1] = False
+    assert best_of_group(advantage_BK, kept_BK, group_B)[:, 0].tolist() == [True] + [False] * 4 + [True]

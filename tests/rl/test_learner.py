@@ -223,6 +223,37 @@ def test_nft_moves_the_policy_towards_good_images_and_away_from_bad_ones(
     assert sign * (before - error()) > 1e-6
 
 
+def test_rejection_imitates_what_is_kept_whatever_its_advantage(roll: Callable[..., Any]) -> None:
+    rolled = roll()
+    kept_BK = torch.zeros(4, 2, dtype=torch.bool)
+    kept_BK[2] = True
+    learner = learner_of(rolled, lr=1e-4, objective="rejection")
+    data = update_of(rolled, torch.zeros(4, 2), kept_BK)
+    row = torch.tensor([2])
+
+    def losses(advantage: float) -> list[float]:
+        with torch.no_grad():
+            said = learner.objective.ask(rolled.policy.model, data.drawn, row)
+            return [
+                learner.objective.loss(
+                    phase,
+                    row,
+                    said[phase.name],
+                    said[phase.name],
+                    torch.tensor([advantage]),
+                    kept_BK[row, :1],
+                )[0]
+                .mean()
+                .item()
+                for phase in data.drawn.trajectory.phases
+            ]
+
+    before = losses(0.0)
+    assert losses(-5.0) == before
+    learner.update(data, 0)
+    assert all(after < start for after, start in zip(losses(0.0), before, strict=True))
+
+
 def test_a_step_with_a_nan_gradient_is_skipped(roll: Callable[..., Any]) -> None:
     rolled = roll()
     before, broken = weights(rolled), ADVANTAGE_BK.clone()
