@@ -52,8 +52,8 @@ class EvalRunConfig:
     """ODE steps per image; the model is evaluated at each."""
 
     draws: int = 1
-    """Images drawn per scene, with seeds from `seed` on; a scene's values are their means. More of them take
-    the luck of the noise out of a comparison."""
+    """Images drawn per scene, with seeds from `seed` on; a scene's values are their means, and "best/<metric>"
+    the best of them. More of them take the luck of the noise out of a comparison."""
 
     shift: float = 1.0
     """Shift of the sampling grid; as in rollouts."""
@@ -220,9 +220,15 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
 
 
 def mean_of_draws(drawn: Sequence[probes.Evaluation]) -> probes.Evaluation:
-    """Each sample's values averaged over draws that have one; the first draw's images."""
+    """Each sample's values averaged over draws that have one, and with several draws the best of each under
+    "best/<metric>"; the first draw's images."""
     first = drawn[0]
-    values = {key: torch.stack([one.values[key] for one in drawn]).nanmean(0) for key in first.values}
+    stacked = {key: torch.stack([one.values[key] for one in drawn]) for key in first.values}
+    values = {key: value_FB.nanmean(0) for key, value_FB in stacked.items()}
+    if len(drawn) > 1:
+        for key, value_FB in stacked.items():
+            best_B = value_FB.nan_to_num(nan=-math.inf).amax(0)
+            values[f"best/{key}"] = best_B.where(best_B > -math.inf, math.nan)
     return probes.Evaluation(values=values, images=first.images)
 
 
