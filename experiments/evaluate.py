@@ -52,7 +52,7 @@ class EvalRunConfig:
     """ODE steps per image; the model is evaluated at each."""
 
     draws: int = 1
-    """Images drawn per scene, with seeds from `seed` on; a scene's values are their means, and "best/<metric>"
+    """Images drawn per scene, with seeds from `seed` on; a scene's values are their means, and "best/..."
     the best of them. More of them take the luck of the noise out of a comparison."""
 
     shift: float = 1.0
