@@ -167,8 +167,7 @@ def show_slices(
     """
     from experiments.slices import markdown, slices
 
-    metrics = metric or ["mask_iou", "where", "edit_accuracy", "preservation", "format"]
-    typer.echo(markdown(slices(files, metrics, [by] if by else ["referral", "task"])))
+    typer.echo(markdown(slices(files, metric, [by] if by else ["referral", "task"])))
 
 
 @app.command()

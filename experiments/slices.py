@@ -18,6 +18,10 @@ NOT_LOCAL = frozenset({"background"})
 """Tasks whose region is no thing and no place for one, but a wall."""
 
 
+USUAL = ("mask_iou", "where", "edit_accuracy", "preservation", "format")
+"""What is shown where nothing is asked for."""
+
+
 class Mean(NamedTuple):
     """Of one metric over the scenes of a slice that have it."""
 
@@ -54,13 +58,13 @@ def bootstrap_mean(rows_FB: np.ndarray, *, draws: int = 2000, seed: int = 0) -> 
 
 
 def slices(
-    files: Sequence[Path], metrics: Sequence[str], fields: Sequence[Field]
+    files: Sequence[Path], metrics: Sequence[str] | None, fields: Sequence[Field]
 ) -> dict[str, dict[str, Mean | None]]:
     """Slice -> metric -> mean. Slices: "all", "localised" (no `NOT_LOCAL`), each value of the fields.
 
     Args:
         files: evaluations of the same scenes, one per run.
-        metrics: names of per-scene values.
+        metrics: names of per-scene values; None: those of `USUAL` that the files have.
         fields: what to slice by.
 
     Raises:
@@ -70,6 +74,8 @@ def slices(
     for path, (ids, _) in zip(files, loaded, strict=True):
         if ids != loaded[0][0]:
             raise DataError(f"{path} and {files[0]} are not of the same scenes; evaluate both on one split")
+    if metrics is None:
+        metrics = [name for name in USUAL if all(name in values for _, values in loaded)]
     for metric in metrics:
         if not all(metric in values for _, values in loaded):
             known = ", ".join(sorted(loaded[0][1]))

@@ -61,6 +61,7 @@ def test_other_scenes_and_unknown_metrics_are_refused(tmp_path: Path) -> None:
     second = evaluation(tmp_path / "b.json", ids="abce", mask_iou=[0.0] * 4)
     with pytest.raises(DataError, match="not of the same scenes"):
         slices([first, second], ["mask_iou"], [])
+    assert list(slices([first], None, [])["all"]) == ["mask_iou"]
     with pytest.raises(DataError, match="it has: mask_iou"):
         slices([first], ["iou"], [])
 
