@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -77,7 +78,7 @@ class Edit:
 ANYTHING = SHAPES
 
 
-class Task:
+class Task(ABC):
     """One kind of edit. Add one by deriving a class and naming it in the table of `tasks`."""
 
     name: str
@@ -95,6 +96,7 @@ class Task:
     phrases: tuple[str, ...] = ()
     """Further words of its slots and captions, for the vocabulary."""
 
+    @abstractmethod
     def plan(
         self, scene: Scene, references: tuple[Reference, ...], rng: np.random.Generator, level: Level
     ) -> Edit | None:
@@ -107,7 +109,6 @@ class Task:
             rng: everything is drawn from it.
             level: how hard the world is.
         """
-        raise NotImplementedError
 
 
 def swap(scene: Scene, old: Entity, new: Entity | None) -> Scene:

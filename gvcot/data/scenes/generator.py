@@ -147,9 +147,9 @@ def _attempt(
     if edit is None or visible_change(edit.before, edit.after, level.size) < MIN_VISIBLE:
         return None
     found = {
-        e.x: e for e in edit.before.entities
+        (e.x, e.y): e for e in edit.before.entities
     }  # a task may have spoiled them; they stand where they stood
-    referents = tuple(found[r.entity.x] for r in references)
+    referents = tuple(found[r.entity.x, r.entity.y] for r in references)
     if level.look_alikes[1] > 0:
         solved = solved_by(edit, referents)
         if solved == "only one" or (bench and solved):

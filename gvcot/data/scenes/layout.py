@@ -57,9 +57,8 @@ def between(rng: np.random.Generator, span: tuple[int, int]) -> int:
 
 def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
     """A permutation made of uniform floats alone, so that no platform's integer width has a part in it."""
-    return [
-        item for _, item in sorted((rng.random(), i) for i in range(len(items))) for item in (items[item],)
-    ]
+    order = sorted((rng.random(), i) for i in range(len(items)))
+    return [items[i] for _, i in order]
 
 
 def sizes_of(shape: str) -> tuple[str, ...]:
