@@ -7,11 +7,18 @@ Every function below works on plain and on sharded models alike, at any number o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -23,7 +30,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grad_norm_
 
-from gvcot.errors import CheckpointError
+from gvcot.errors import CheckpointError, ResourceError
 
 OptimizerState = dict[str, dict[str, Tensor]]
 """Parameter name -> {"exp_avg": ..., "exp_avg_sq": ..., "step": ...}, all full-size CPU tensors."""
@@ -49,6 +56,118 @@ def init_process_group(device_type: str | None = None) -> DeviceMesh:
             alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=alone, rank=0, world_size=1)
     return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("policy",))
+
+
+@contextmanager
+def team(size: int, member: Callable[..., None], *args: Any) -> Iterator[None]:
+    """Run the block as worker 0 of `size` processes on this machine; the others run `member(*args)`.
+
+    Args:
+        size: workers in all; 1 starts none.
+        member: a function of a module; it makes the same collective calls as the block.
+        args: its arguments, which travel to other processes.
+
+    Raises:
+        ResourceError: another worker ended before its time; what it said stands on stderr.
+    """
+    if size == 1:
+        yield
+        return
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = str(Path(folder) / "meeting")
+        others: list[tuple[SpawnProcess, Connection]] = []
+        for number in range(1, size):
+            here, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_member, args=(theirs, number, size, meeting, member, args), daemon=True
+            )
+            process.start()
+            others.append((process, here))
+        try:
+            for process, here in others:  # else a worker that died early would be waited for
+                if here not in wait([here, process.sentinel]):
+                    raise _death(process)
+            _join(0, size, meeting)
+            yield
+        except RuntimeError as error:
+            for process, _ in others:
+                process.join(timeout=5)
+                if process.exitcode:
+                    raise _death(process) from error
+            raise
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            for process, _ in others:
+                process.join(timeout=10)
+                process.kill()
+
+
+def _death(process: SpawnProcess) -> ResourceError:
+    return ResourceError(
+        f"a worker of this run ended with exit code {process.exitcode} (-9: killed, mostly for want of memory; "
+        "else see its message above): mend that, or set workers=1; then resume"
+    )
+
+
+def _join(rank: int, size: int, meeting: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+
+
+def _member(
+    ready: Connection,
+    rank: int,
+    size: int,
+    meeting: str,
+    member: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    ready.send(rank)
+    _join(rank, size, meeting)
+    member(*args)
+
+
+def _end_with_parent() -> None:
+    parent = mp.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def rank() -> int:
+    """This worker's number; 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of workers."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every worker is here. *Collective.*"""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def totals(values: Sequence[float]) -> list[float]:
+    """Each value summed over the workers. *Collective.*"""
+    if world_size() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def from_leader(value: Any) -> Any:
+    """Worker 0's value, on every worker; what the others pass is ignored. *Collective.*"""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def shard(
@@ -103,14 +222,19 @@ def gathered(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace gradients by their mean over all workers, in one blocking reduction: data parallelism on plain,
-    replicated parameters. Every worker must have gradients for the same parameters. *Collective.*
+    replicated parameters. A gradient that is None counts as 0, unless it is None everywhere. *Collective.*
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+    if world_size() == 1:
+        return
+    parameters = list(parameters)
+    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    dist.all_reduce(present, dist.ReduceOp.MAX)
+    trained = [p for p, there in zip(parameters, present.tolist(), strict=True) if there]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    flat /= world_size()
+    for parameter, mean in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        parameter.grad = mean.view_as(parameter)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
@@ -129,7 +253,7 @@ def full_state_dict(model: nn.Module, *, on_all_ranks: bool = False) -> dict[str
     Args:
         on_all_ranks: by default rank 0 gets the result and the others an empty dict.
     """
-    keep = on_all_ranks or _rank() == 0
+    keep = on_all_ranks or rank() == 0
     return {name: value for name, value in _gather(model.state_dict(), keep) if keep}
 
 
@@ -164,7 +288,7 @@ def full_optimizer_state(
     Args:
         on_all_ranks: by default rank 0 gets the result and the others an empty dict.
     """
-    keep = on_all_ranks or _rank() == 0
+    keep = on_all_ranks or rank() == 0
     gathered_state: OptimizerState = {}
     for name, parameter in model.named_parameters():
         slots = optimizer.state.get(parameter, {})
@@ -222,7 +346,3 @@ def _copy_into(target: Tensor, value: Tensor) -> None:
         value = value.to(device=target.device, dtype=target.dtype)
         value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(value)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

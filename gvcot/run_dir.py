@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "name",
     "steps",
     "threads",
+    "workers",
     "max_seconds",
     "cluster.*",
     "*_every",

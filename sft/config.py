@@ -173,8 +173,12 @@ class SFTConfig:
     seed: int = 0
     """Seed of weights, data order, times, noise and dropout."""
 
+    workers: int = 1
+    """Processes on this machine that share each batch's rows; more than one makes better use of cores than
+    threads do."""
+
     threads: int = 0
-    """Torch threads; 0: all cores."""
+    """Torch threads of each worker; 0: all cores, divided among the workers."""
 
     log_every: int = 20
     save_every: int = 200
@@ -193,9 +197,11 @@ class SFTConfig:
                 raise ConfigError(f"phase_loss_weights: unknown phase {phase!r}; {closest(phase, PHASES)}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise ConfigError(f"phase_loss_weights.{phase}: expected a number >= 0; got {weight}")
-        for key in ("steps", "batch_size", "noise_copies"):
+        for key in ("steps", "batch_size", "noise_copies", "workers"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: expected at least 1; got {getattr(self, key)}")
+        if self.workers > self.batch_size:
+            raise ConfigError(f"workers: expected at most batch_size={self.batch_size}; got {self.workers}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from gvcot import distributed
 from gvcot.model.unified import Prediction
 
 
@@ -20,6 +21,9 @@ def joint_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow MSE (mean over D, then over noisy tokens) + ce_weight * text cross-entropy (mean over positions).
 
+    Means are over the tokens of all workers, however they are spread: the mean of the workers' losses, and so
+    of their gradients, is the loss of the whole batch. *Collective.*
+
     Args:
         prediction: the model's output; either kind of target may be absent.
         target_MD: velocities eps - x0 in pack order.
@@ -28,16 +32,17 @@ def joint_loss(
             weight leaves the other's gradient as it is.
 
     Returns:
-        The loss, and {"flow_mse", "text_ce"} for those that took part; both are unweighted.
+        The loss, and {"flow_mse", "text_ce"} for those that took part; both are unweighted and of all workers.
     """
+    workers = distributed.world_size()
+    noisy, words = distributed.totals([len(target_MD), len(prediction.text_targets)])
+    error_M = F.mse_loss(prediction.velocity_MD.float(), target_MD, reduction="none").mean(-1)
+    ce_Q = F.cross_entropy(prediction.text_logits.float(), prediction.text_targets, reduction="none")
     loss = prediction.velocity_MD.sum() * 0.0
-    metrics: dict[str, float] = {}
-    if len(target_MD):
-        error_MD = F.mse_loss(prediction.velocity_MD.float(), target_MD, reduction="none")
-        loss = loss + (error_MD if weight_M is None else weight_M[:, None] * error_MD).mean()
-        metrics["flow_mse"] = error_MD.mean().item()
-    if len(prediction.text_targets):
-        text_ce = F.cross_entropy(prediction.text_logits.float(), prediction.text_targets)
-        loss = loss + ce_weight * text_ce
-        metrics["text_ce"] = text_ce.item()
-    return loss, metrics
+    if noisy:
+        loss = loss + (error_M if weight_M is None else weight_M * error_M).sum() * workers / noisy
+    if words:
+        loss = loss + ce_weight * ce_Q.sum() * workers / words
+    flow_sum, ce_sum = distributed.totals([error_M.sum().item(), ce_Q.sum().item()])
+    metrics = {"flow_mse": flow_sum / noisy} if noisy else {}
+    return loss, metrics | ({"text_ce": ce_sum / words} if words else {})

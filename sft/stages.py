@@ -10,7 +10,7 @@ Legend: B rows, N latent tokens, D values per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,7 @@ class Batch:
 
 
 class BatchBuilder:
-    """Builds step k's batch as a pure function of (config.seed, k)."""
+    """Builds each row of a step as a pure function of (config.seed, step, row)."""
 
     def __init__(
         self,
@@ -78,18 +78,16 @@ class BatchBuilder:
             if kind not in (DESCRIBE, INVENTORY, LOCATE)
         }
 
-    def batch(self, step: int) -> Batch:
-        """The rows, times, noise and dropout of one step."""
+    def batch(self, step: int, rows: Iterable[int] | None = None) -> Batch:
+        """The rows, times, noise and dropout of one step; of some rows only, where workers share it."""
         config = self._config
-        rng = np.random.default_rng([config.seed, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         data = self._feed.batch(step)
-        kinds = rng.choice(len(self._kinds), size=config.batch_size, p=self._share)
         samples: list[list[Segment]] = []
         targets: list[Tensor] = []
         weights: list[Tensor] = []
-        for row, kind in enumerate(kinds):
-            name = self._kinds[kind]
+        for row in range(config.batch_size) if rows is None else rows:
+            rng = np.random.default_rng([config.seed, step, row])
+            name = self._kinds[rng.choice(len(self._kinds), p=self._share)]
             if name == DESCRIBE:
                 samples.append(self._describe(data, row))
             elif name == INVENTORY:
@@ -97,9 +95,7 @@ class BatchBuilder:
             elif name == LOCATE:
                 samples.append(self._locate(data, row, drop(config.drop, rng)))
             else:
-                segments, row_targets, row_weights = self._chain(
-                    self._chains[name], data, row, rng, generator
-                )
+                segments, row_targets, row_weights = self._chain(self._chains[name], data, row, rng)
                 samples.append(segments)
                 targets.extend(row_targets)
                 weights.extend(row_weights)
@@ -116,11 +112,11 @@ class BatchBuilder:
         data: EncodedScenes,
         row: int,
         rng: np.random.Generator,
-        generator: torch.Generator,
     ) -> tuple[list[Segment], list[Tensor], list[Tensor]]:
         """One chain with its true images: noisy copies of each, then its clean feedback. Also the velocities
         of the copies, and the weights of their tokens."""
         config = self._config
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         segments = chain.prefix(self._condition(chain, data, row), 0, drop(config.drop, rng))
         targets, weights = [], []
         truth = {"painted": data.x_cot_MND, "target": data.x_edit_MND, "source": data.source_MND}

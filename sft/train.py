@@ -16,7 +16,7 @@ from torch import nn
 from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
 from gvcot.data.encoded import load_encoded
-from gvcot.data.stream import Epochs, Feed, SceneStream, StreamConfig
+from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
 from gvcot.model.codec import TinyAE, load_codec
 from gvcot.model.config import CodecConfig, UnifiedConfig
 from gvcot.model.parts import freeze_but
@@ -54,7 +54,13 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
         CheckpointError: `init`, `codec` or the run's own checkpoint is unusable.
         RuntimeError: the loss is no longer finite.
     """
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    with distributed.team(config.workers, _help, config, run.path, run.resumed):
+        return _lead(config, run, tracker, evaluate)
+
+
+def _lead(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) -> dict[str, float]:
+    """Worker 0: it trains, and alone keeps the records."""
+    set_threads(config)
     model, codec, tokenizer = starting_point(config)
     state = new_state(config, model)
     restore(run, state)
@@ -80,6 +86,23 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
     return metrics
 
 
+def _help(config: SFTConfig, path: Path, resumed: bool) -> None:
+    """The other workers: the same steps on their share of the rows."""
+    set_threads(config)
+    model, codec, tokenizer = starting_point(config)
+    state = new_state(config, model)
+    restore(RunDir(path=path, resumed=resumed), state)
+    with open_feed(config, model.config, codec) as feed:
+        builder = BatchBuilder(config, model.config, feed, tokenizer, codec)
+        while state.step < config.steps:
+            training_step(config, builder, state)
+
+
+def set_threads(config: SFTConfig) -> None:
+    """Torch threads of this worker."""
+    torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // config.workers))
+
+
 @contextmanager
 def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterator[Feed]:
     """The stage's training scenes: a bounded set, encoded now or earlier, or scenes without end."""
@@ -93,7 +116,7 @@ def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterato
             num_samples=data.num_samples,
             size=size,
             world=data.world,
-            progress=lambda ready, wanted: print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True),
+            progress=show_progress if distributed.rank() == 0 else None,
         )
         yield Epochs(encoded, config.batch_size, config.seed)
         return
@@ -107,18 +130,28 @@ def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterato
         reuse=data.reuse,
         shard=data.shard,
     )
+    if distributed.rank() > 0:
+        yield Shared(None)
+        return
     with closing(SceneStream(order, model, codec)) as stream:
-        yield stream
+        yield Shared(stream)
+
+
+def show_progress(ready: int, wanted: int) -> None:
+    """Say on one line of the terminal how many scenes are encoded."""
+    print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True)
 
 
 def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dict[str, float]:
     """One optimiser step; step k depends on (seed, k) and the state alone."""
-    batch = builder.batch(state.step)
+    rows = range(distributed.rank(), config.batch_size, distributed.world_size())
+    batch = builder.batch(state.step, rows)
     prediction = state.model(pack(batch.samples, state.model.config))
     loss, parts = joint_loss(prediction, batch.target_MD, config.ce_weight, batch.weight_M)
-    if not math.isfinite(loss.item()):
+    (total,) = distributed.totals([loss.item() / distributed.world_size()])
+    if not math.isfinite(total):
         raise RuntimeError(
-            f"the loss became {loss.item()} at step {state.step}: lower optim.lr (now {config.optim.lr}) and "
+            f"the loss became {total} at step {state.step}: lower optim.lr (now {config.optim.lr}) and "
             "resume from the last checkpoint"
         )
     lr = learning_rate(config.optim, state.step, config.steps)
@@ -126,11 +159,12 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
         group["lr"] = lr
     state.optimizer.zero_grad()
     loss.backward()
+    distributed.average_gradients(state.parameters.values())
     norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), config.optim.grad_clip)
     state.optimizer.step()
     state.ema.update(state.parameters)
     state.step += 1
-    return {"sft/loss": loss.item(), "sft/grad_norm": norm.item(), "sft/lr": lr} | {
+    return {"sft/loss": total, "sft/grad_norm": norm.item(), "sft/lr": lr} | {
         f"sft/{name}": value for name, value in parts.items()
     }
 

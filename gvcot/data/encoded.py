@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gvcot import overlay, prompts
+from gvcot import distributed, overlay, prompts
 from gvcot.data import scenes
 from gvcot.data.images import to_tensor, to_uint8
 from gvcot.data.scenes import DEFAULT, WorldConfig
@@ -115,6 +115,8 @@ def load_encoded(
 ) -> EncodedScenes:
     """Encode the first `num_samples` scenes of the training split, or read them from the cache.
 
+    Workers that train together share the encoding. *Collective.*
+
     Args:
         codec: encodes; its weights are part of the cache's name.
         config: gives the latent patch.
@@ -124,7 +126,7 @@ def load_encoded(
         size: pixels per side.
         world: how hard the world is, and its tasks.
         shard: scenes per file.
-        progress: called with (scenes ready, scenes wanted) after each shard.
+        progress: called with (scenes ready, scenes wanted) after each of this worker's shards.
 
     Raises:
         ResourceError: the disk has no room for them.
@@ -136,14 +138,14 @@ def load_encoded(
     folder.mkdir(parents=True, exist_ok=True)
     missing = -(-num_samples // shard) - len(list(folder.glob("*.safetensors")))
     check_room(folder, missing * shard, bytes_per_scene(config, size))
-    shards = []
-    for first in range(0, num_samples, shard):
-        path = folder / f"{first:08d}.safetensors"
+    paths = {first: folder / f"{first:08d}.safetensors" for first in range(0, num_samples, shard)}
+    for first, path in list(paths.items())[distributed.rank() :: distributed.world_size()]:
         if not path.exists():
             write_shard(path, *encode_shard(codec, config, seed, range(first, first + shard), size, world))
-        shards.append((load_file(path), json.loads(path.with_suffix(".json").read_text())))
         if progress is not None:
             progress(min(first + shard, num_samples), num_samples)
+    distributed.barrier()
+    shards = [(load_file(p), json.loads(p.with_suffix(".json").read_text())) for p in paths.values()]
     tensors = {k: torch.cat([t[k] for t, _ in shards])[:num_samples] for k in shards[0][0]}
     texts = {k: [x for _, t in shards for x in t[k]][:num_samples] for k in shards[0][1]}
     fields: dict[str, Any] = {**tensors, **texts}

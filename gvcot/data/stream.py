@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from gvcot import distributed
 from gvcot.data.encoded import SHARD, EncodedScenes, concat, encode_shard
 from gvcot.data.scenes import DEFAULT, WorldConfig
 from gvcot.errors import GvcotError, ResourceError
@@ -55,6 +56,21 @@ class Epochs:
 
     def batch(self, step: int) -> EncodedScenes:
         return self._data.rows(epoch_rows(len(self._data), self._batch_size, self._seed, step))
+
+
+class Shared:
+    """One worker's feed, read by all workers that train together; each step's scenes travel to the others."""
+
+    def __init__(self, feed: Feed | None) -> None:
+        """
+        Args:
+            feed: worker 0's; None on the others.
+        """
+        self._feed = feed
+
+    def batch(self, step: int) -> EncodedScenes:
+        """*Collective.*"""
+        return distributed.from_leader(None if self._feed is None else self._feed.batch(step))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
