@@ -106,8 +106,8 @@ def team(size: int, member: Callable[..., None], *args: Any) -> Iterator[None]:
 
 def _death(process: SpawnProcess) -> ResourceError:
     return ResourceError(
-        f"a worker of this run ended with exit code {process.exitcode} (-9: killed, mostly for want of memory; "
-        "else see its message above): mend that, or set workers=1; then resume"
+        f"a worker of this run ended with exit code {process.exitcode} (-9: killed, mostly for want of "
+        "memory; else see its message above): mend that, or set workers=1; then resume"
     )
 
 

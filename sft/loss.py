@@ -32,7 +32,7 @@ def joint_loss(
             weight leaves the other's gradient as it is.
 
     Returns:
-        The loss, and {"flow_mse", "text_ce"} for those that took part; both are unweighted and of all workers.
+        The loss, and {"flow_mse", "text_ce"} for those that took part, unweighted and of all workers.
     """
     workers = distributed.world_size()
     noisy, words = distributed.totals([len(target_MD), len(prediction.text_targets)])
