@@ -161,6 +161,18 @@ def totals(values: Sequence[float]) -> list[float]:
     return sums.tolist()
 
 
+def interleaved(share: Tensor, total: int) -> Tensor:
+    """The whole of a tensor with `total` rows, of which each worker has every n-th: worker k's first row is
+    row k. *Collective.*
+    """
+    if world_size() == 1:
+        return share
+    whole = share.new_zeros(total, *share.shape[1:])
+    whole[rank() :: world_size()] = share
+    dist.all_reduce(whole)
+    return whole
+
+
 def from_leader(value: Any) -> Any:
     """Worker 0's value, on every worker; what the others pass is ignored. *Collective.*"""
     if world_size() == 1:

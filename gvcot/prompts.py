@@ -27,6 +27,11 @@ def locate_prompt(instruction: str) -> str:
     return f'Given the instruction: "{instruction}", identify the editing region'
 
 
+def point_prompt(expression: str) -> str:
+    """What asks where the thing is that a referring expression means, and what."""
+    return f"Identify {expression}"
+
+
 def inventory_prompt() -> str:
     """What asks for everything in the image, in words."""
     return "Describe each thing in the image."

@@ -76,6 +76,10 @@ class EditSample:
     scene_caption: str = ""
     """Everything in the source in words, with the place of each in coordinate words; empty when unknown."""
 
+    pointers: tuple[tuple[str, str], ...] = ()
+    """Referring expressions for things of the source, each with the place and the name of what it means;
+    empty when unknown."""
+
     target_HW3: np.ndarray | None = None
     """uint8 RGB, the exact edited image; None where no ground truth exists."""
 

@@ -19,6 +19,9 @@ INVENTORY = "inventory"
 LOCATE = "locate"
 """And its inverse: where the region of an instruction is, and what, in words."""
 
+POINT = "point"
+"""Like it, for several referring expressions of the same scene, one after the other."""
+
 PHASES = ("x_cot", "x_edit")
 """The images that a chain can have."""
 
@@ -83,10 +86,14 @@ class DropConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW, or Muon and AdamW, with linear warm-up and cosine decay."""
 
     lr: float = 1e-3
     """Peak learning rate."""
+
+    matrix_lr: float | None = None
+    """Peak learning rate of the matrices in decoder and ViT layers, which Muon then moves; null: AdamW moves
+    them like everything else. Muon learns from fewer steps, and wants two to four times `lr` here."""
 
     final_lr_share: float = 0.05
     """Learning rate at the last step, as a share of the peak."""
@@ -137,7 +144,7 @@ class SFTConfig:
 
     mix: dict[str, float]
     """Kinds of samples and their shares: chain names (each image of the chain is a flow target), "describe",
-    "inventory" and "locate"."""
+    "inventory", "locate" and "point"."""
 
     steps: int
     """Optimiser steps."""
@@ -226,7 +233,7 @@ class CodecTrainConfig:
     """Images per step."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=4e-3))
-    """The average's decay is not used."""
+    """AdamW's; the average's decay is not used."""
 
     kl_weight: float = 1e-6
     """Weight of the KL divergence to a unit normal, per latent value."""
@@ -235,3 +242,7 @@ class CodecTrainConfig:
     threads: int = 0
     log_every: int = 50
     save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.optim.matrix_lr is not None:
+            raise ConfigError("optim.matrix_lr: a codec has convolutions, no matrices; leave it null")

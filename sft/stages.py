@@ -1,8 +1,8 @@
 """What each kind of supervised sample looks like as a sequence.
 
 A kind is a chain (each of its images is a flow target, later phases see the *true* earlier images) or
-one of understanding: "describe" (the painted region in words), "inventory" (everything in the source) and
-"locate" (where a region is, and what).
+one of understanding: "describe" (the painted region in words), "inventory" (everything in the source),
+"locate" (where the region of an instruction is, and what) and "point" (the same for several expressions).
 Condition dropout as in BAGEL: text, VAE and ViT conditions of an image are left out independently.
 
 Legend: B rows, N latent tokens, D values per token.
@@ -28,7 +28,7 @@ from gvcot.model.sequence import Segment
 from gvcot.model.tokenizer import WordTokenizer
 from gvcot.sampler import vit_pixels
 from gvcot.types import ChainConfig, Condition
-from sft.config import DESCRIBE, INVENTORY, LOCATE, DropConfig, SFTConfig
+from sft.config import DESCRIBE, INVENTORY, LOCATE, POINT, DropConfig, SFTConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,7 +75,7 @@ class BatchBuilder:
                 ChainConfig(name=kind, feedback=config.feedback), tokenizer, has_vit=model.vit is not None
             )
             for kind in self._kinds
-            if kind not in (DESCRIBE, INVENTORY, LOCATE)
+            if kind not in (DESCRIBE, INVENTORY, LOCATE, POINT)
         }
 
     def batch(self, step: int, rows: Iterable[int] | None = None) -> Batch:
@@ -94,6 +94,8 @@ class BatchBuilder:
                 samples.append(self._inventory(data, row, drop(config.drop, rng)))
             elif name == LOCATE:
                 samples.append(self._locate(data, row, drop(config.drop, rng)))
+            elif name == POINT:
+                samples.append(self._point(data, row, drop(config.drop, rng)))
             else:
                 segments, row_targets, row_weights = self._chain(self._chains[name], data, row, rng)
                 samples.append(segments)
@@ -165,21 +167,32 @@ class BatchBuilder:
 
     def _locate(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
         """The source, an instruction, and where its region is (the answer carries the text loss)."""
-        question = prompts.locate_prompt(data.instructions[row])
-        return self._answer(data, row, lost, question, data.places[row])
+        asked = prompts.locate_prompt(data.instructions[row])
+        return [*self._source(data, row, lost), *self._answered(asked, data.places[row])]
 
     def _inventory(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
         """The source, a question, and all that is in it (the answer carries the text loss)."""
-        return self._answer(data, row, lost, prompts.inventory_prompt(), data.inventories[row])
+        answer = self._answered(prompts.inventory_prompt(), data.inventories[row])
+        return [*self._source(data, row, lost), *answer]
 
-    def _answer(self, data: EncodedScenes, row: int, lost: Drop, asked: str, answered: str) -> list[Segment]:
-        question = torch.tensor(self._tokenizer.encode(asked))
-        answer = torch.tensor(self._tokenizer.encode(answered))
+    def _point(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
+        """The source, then referring expressions and where they point (the answers carry the text loss)."""
+        segments = self._source(data, row, lost)
+        for expression, place in data.pointers[row]:
+            segments += self._answered(prompts.point_prompt(expression), place)
+        return segments
+
+    def _source(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
         segments = [Segment.vae(data.source_MND[row].float(), data.grid, drop=lost.vae)]
         shown = self._vit(data.source_M3HW[row : row + 1])
         if shown is not None:
             segments.append(Segment.vit(shown[0], drop=lost.vit))
-        return [*segments, Segment.text(question), Segment.text(answer, loss=True)]
+        return segments
+
+    def _answered(self, asked: str, answered: str) -> list[Segment]:
+        question = torch.tensor(self._tokenizer.encode(asked))
+        answer = torch.tensor(self._tokenizer.encode(answered))
+        return [Segment.text(question), Segment.text(answer, loss=True)]
 
     def _vit(self, images_u8: Tensor) -> Tensor | None:
         vit = self._model.vit

@@ -29,6 +29,7 @@ from gvcot.tracking import Tracker
 from sft.config import SFTConfig
 from sft.ema import EMA
 from sft.loss import joint_loss
+from sft.muon import Muon, groups
 from sft.schedule import learning_rate
 from sft.stages import BatchBuilder
 
@@ -156,7 +157,7 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
         )
     lr = learning_rate(config.optim, state.step, config.steps)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["peak"] / config.optim.lr
     state.optimizer.zero_grad()
     loss.backward()
     distributed.average_gradients(state.parameters.values())
@@ -193,13 +194,14 @@ def starting_point(config: SFTConfig) -> tuple[UnifiedModel, TinyAE, WordTokeniz
 
 def new_state(config: SFTConfig, model: UnifiedModel) -> State:
     """Optimiser and average over the parameters that the stage trains; the others are frozen."""
-    parameters = freeze_but(model, config.train)
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-        weight_decay=config.optim.weight_decay,
-    )
+    parameters, optim = freeze_but(model, config.train), config.optim
+    settings = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
+    if optim.matrix_lr is None:
+        optimizer = torch.optim.AdamW(parameters.values(), **settings)
+    else:
+        optimizer = Muon(groups(parameters, optim.lr, optim.matrix_lr), **settings)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
     return State(
         model=model, parameters=parameters, optimizer=optimizer, ema=EMA(parameters, config.optim.ema_decay)
     )

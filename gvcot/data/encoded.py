@@ -72,6 +72,9 @@ class EncodedScenes:
     inventories: list[str]
     """Everything in the source, with its place."""
 
+    pointers: list[list[list[str]]]
+    """Referring expressions, each with the place and name of what it means."""
+
     grid: tuple[int, int]
     """Latent tokens as (rows, columns)."""
 
@@ -87,7 +90,7 @@ class EncodedScenes:
         return EncodedScenes(**taken, grid=self.grid)
 
 
-def columns(data: EncodedScenes) -> dict[str, Tensor | list[str]]:
+def columns(data: EncodedScenes) -> dict[str, Tensor | list[Any]]:
     """All that has one entry per scene, by field name."""
     return {f.name: getattr(data, f.name) for f in fields(data) if f.name != "grid"}
 
@@ -133,7 +136,13 @@ def load_encoded(
     """
     settings = f"{world.tasks} {world.resolve()}"
     folder = cache_dir / fingerprint(
-        codec, seed=seed, size=size, patch=config.latent_patch, shard=shard, world=settings
+        codec,
+        seed=seed,
+        size=size,
+        patch=config.latent_patch,
+        shard=shard,
+        world=settings,
+        fields=" ".join(f.name for f in fields(EncodedScenes)),
     )
     folder.mkdir(parents=True, exist_ok=True)
     missing = -(-num_samples // shard) - len(list(folder.glob("*.safetensors")))
@@ -148,8 +157,8 @@ def load_encoded(
     shards = [(load_file(p), json.loads(p.with_suffix(".json").read_text())) for p in paths.values()]
     tensors = {k: torch.cat([t[k] for t, _ in shards])[:num_samples] for k in shards[0][0]}
     texts = {k: [x for _, t in shards for x in t[k]][:num_samples] for k in shards[0][1]}
-    fields: dict[str, Any] = {**tensors, **texts}
-    return EncodedScenes(**fields, grid=config.latent_grid(size, size))
+    parts: dict[str, Any] = {**tensors, **texts}
+    return EncodedScenes(**parts, grid=config.latent_grid(size, size))
 
 
 def bytes_per_scene(config: UnifiedConfig, size: int) -> int:
@@ -186,10 +195,10 @@ def encode_shard(
     indices: range,
     size: int,
     world: WorldConfig = DEFAULT,
-) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
     """(tensors, texts) of some training scenes, under the field names of `EncodedScenes`."""
     tensors: dict[str, list[Tensor]] = {}
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, list[Any]] = {}
     for start in range(0, len(indices), CHUNK):
         samples = scenes.samples("train", indices[start : start + CHUNK], seed=seed, size=size, world=world)
         for name, part in encode_images(codec, config.latent_patch, samples).items():
@@ -220,19 +229,20 @@ def encode_images(codec: TinyAE, patch: int, samples: Sequence[EditSample]) -> d
     return tensors
 
 
-def texts_of(samples: Sequence[EditSample], size: int) -> dict[str, list[str]]:
+def texts_of(samples: Sequence[EditSample], size: int) -> dict[str, list[Any]]:
     """The texts of `EncodedScenes`."""
     return {
         "instructions": [s.instruction for s in samples],
         "captions": [s.region_caption for s in samples],
         "inventories": [s.scene_caption for s in samples],
+        "pointers": [[list(pair) for pair in s.pointers] for s in samples],
         "places": [
             prompts.place_words([r.box for r in s.regions], s.region_caption, (size, size)) for s in samples
         ],
     }
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
+def write_shard(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[Any]]) -> None:
     """Write aside, then rename: a shard that exists is complete."""
     path.with_suffix(".json").write_text(json.dumps(texts))
     aside = path.with_suffix(f".{os.getpid()}.tmp")

@@ -93,6 +93,23 @@ def test_answers_in_words_carry_the_text_loss(
             assert answer.data.tolist() == policy.tokenizer.encode(truth[row])
 
 
+def test_several_questions_share_one_image(
+    build: Callable[..., BatchBuilder], config: Make, encoded: EncodedScenes, policy: Pretrained
+) -> None:
+    stage = config(mix={"point": 1.0}, drop=KEEP_ALL)
+    samples = build(stage).batch(0).samples
+    for segments, row in zip(samples, epoch_rows(16, 4, stage.seed, 0), strict=True):
+        image, pairs = segments[:2], segments[2:]
+        assert [s.kind for s in image] == ["vae", "vit"]
+        for (expression, place), asked, answered in zip(
+            encoded.pointers[row], pairs[::2], pairs[1::2], strict=True
+        ):
+            assert asked.data.tolist() == policy.tokenizer.encode(f"Identify {expression}")
+            assert not asked.loss
+            assert answered.data.tolist() == policy.tokenizer.encode(place)
+            assert answered.loss
+
+
 def test_noisy_images_lie_between_noise_and_the_true_image(
     build: Callable[..., BatchBuilder], config: Make, encoded: EncodedScenes
 ) -> None:

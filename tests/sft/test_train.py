@@ -108,9 +108,12 @@ def run_stage(path: Path, config: SFTConfig, cut_at: int | None = None) -> dict[
         return train(config, run, tracker, evaluate)
 
 
-@pytest.mark.parametrize("num_samples", [16, None])  # without end: two shards, stopped amid the first
+@pytest.mark.parametrize(
+    ("num_samples", "matrix_lr"),
+    [(16, None), (16, 1e-3), (None, None)],  # without end: two shards, stopped amid the first
+)
 def test_a_stopped_stage_goes_on_bit_for_bit(
-    config: Make, cache_dir: str, tmp_path: Path, num_samples: int | None
+    config: Make, cache_dir: str, tmp_path: Path, num_samples: int | None, matrix_lr: float | None
 ) -> None:
     stage = config(
         mix={"gvcot": 0.6, "describe": 0.2, "locate": 0.2},  # with two rows, some steps have no text
@@ -119,6 +122,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(
         save_every=2,
         log_every=1,
         threads=1,
+        optim=OptimConfig(matrix_lr=matrix_lr),
         data=DataConfig(num_samples=num_samples, cache_dir=cache_dir, shard=3, reuse=2),
         eval=EvalConfig(every=3),
     )
@@ -181,6 +185,7 @@ def test_two_workers_take_the_steps_of_one(config: Make, tmp_path: Path) -> None
         log_every=1,
         save_every=2,
         threads=1,
+        optim=OptimConfig(matrix_lr=1e-3),
         data=DataConfig(num_samples=16, cache_dir=str(tmp_path / "cache")),
     )
     logs, weights = [], []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import numpy as np
 from scipy import ndimage
@@ -50,6 +50,15 @@ MIN_VISIBLE = 6
 
 BOX_MARGIN = 1.0
 """World units between an inserted thing and the rectangle that marks its place."""
+
+POINTING = 1
+"""Purpose of the random numbers that pointers are drawn with."""
+
+NUM_POINTERS = 6
+"""Most referring expressions of a scene beside the instruction's own."""
+
+POINTER_DRAWS = 12
+"""Things drawn for them; not every draw finds an expression."""
 
 DISTRACTORS = ("there is {y} . {instruction}", "{y} is here . {instruction}", "i see {y} . {instruction}")
 """Idle words before an instruction, about something that has no part in it."""
@@ -97,8 +106,10 @@ def generate(
             f"multiple of 16, at least {level.size}"
         )
     problem = compose(seed, index, split=split, world=world)
+    drawn = _pointers(problem.edit.before, level, size, _rng(seed, split, index, POINTING))
+    pointers = tuple(islice(drawn, NUM_POINTERS))
     suffix = "" if world.tasks is None else "/" + "+".join(world.tasks)
-    return _render(problem, size, f"scenes/{split}/{seed}/{index}{suffix}{_level_suffix(level)}")
+    return _render(problem, pointers, size, f"scenes/{split}/{seed}/{index}{suffix}{_level_suffix(level)}")
 
 
 def compose(seed: int, index: int, *, split: Split = "train", world: WorldConfig = DEFAULT) -> Problem:
@@ -106,7 +117,7 @@ def compose(seed: int, index: int, *, split: Split = "train", world: WorldConfig
     level = world.resolve()
     chosen = _check(seed, index, split, world.tasks)
     spec = SPLIT_TABLE[split]
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(seed), spec.stream, int(index)])))
+    rng = _rng(seed, split, index)
     if spec.held_out:
         # Tasks and kinds of referral take turns, so the benchmark's groups are equal.
         referral = REFERRALS[index % len(REFERRALS)]
@@ -122,6 +133,12 @@ def compose(seed: int, index: int, *, split: Split = "train", world: WorldConfig
     raise DataError(
         f"no scene suits task {task.name!r} and referral {referral!r} at {level}: loosen the level's settings"
     )
+
+
+def _rng(seed: int, split: Split, index: int, *purpose: int) -> np.random.Generator:
+    """Random numbers of one sample; those of other purposes leave its own as they are."""
+    entropy = [int(seed), SPLIT_TABLE[split].stream, int(index), *purpose]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 def _draw_task(chosen: Sequence[Task], rng: np.random.Generator) -> Task:
@@ -285,14 +302,29 @@ def _boxed(masks: Sequence[Array]) -> tuple[Region, ...]:
 
 def _inventory(scene: Scene, size: int) -> str:
     """Everything that stands in the scene, row by row, each after the place of its centre."""
-    scale = size / scene.side
     ordered = sorted(scene.entities, key=lambda e: min((row, column) for column, row in e.cells))
-    return " ".join(
-        f"{point_words((e.x * scale, e.y * scale), (size, size))} {e.describe()}" for e in ordered
-    )
+    return " ".join(_placed(entity, scene, size) for entity in ordered)
 
 
-def _render(problem: Problem, size: int, sample_id: str) -> EditSample:
+def _placed(entity: Entity, scene: Scene, size: int) -> str:
+    """The place of the thing's centre, then its name."""
+    scale = size / scene.side
+    return f"{point_words((entity.x * scale, entity.y * scale), (size, size))} {entity.describe()}"
+
+
+def _pointers(scene: Scene, level: Level, size: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Expressions of all kinds for things drawn at random, each with the place and name of what it means.
+
+    Compositions of the benchmark are left out, and so is a draw for which no expression is found.
+    """
+    for _ in range(POINTER_DRAWS):
+        target = int(rng.random() * len(scene.entities))
+        found = refer(scene, target, pick(rng, REFERRALS), between(rng, level.hops), rng)
+        if found is not None and not is_held_out(scene.entities[target], found):
+            yield found.to_text(), _placed(scene.entities[target], scene, size)
+
+
+def _render(problem: Problem, pointers: tuple[tuple[str, str], ...], size: int, sample_id: str) -> EditSample:
     edit, before = problem.edit, problem.edit.before
     source_HW3 = render(before, size)
     things = [silhouette(entity, before.side, size) for entity in before.entities]
@@ -311,6 +343,7 @@ def _render(problem: Problem, size: int, sample_id: str) -> EditSample:
         paint="box" if edit.outline == "box" else "mask",
         region_caption=edit.caption,
         scene_caption=_inventory(before, size),
+        pointers=pointers,
         target_HW3=render_change(source_HW3, before, edit.after),
         change_mask_HW=change_mask(before, edit.after, size),
         things=_boxed(things),

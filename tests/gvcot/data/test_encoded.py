@@ -34,6 +34,7 @@ def test_scenes_are_encoded_in_order(policy: Pretrained, tmp_path: Path) -> None
         assert data.places[i].endswith(f"> {sample.region_caption}")
         assert data.places[i].count("<x") == len(sample.regions)
         assert data.inventories[i].count("<x") == len(sample.things)
+        assert data.pointers[i] == [list(pair) for pair in sample.pointers]
         assert (data.source_M3HW[i].permute(1, 2, 0).numpy() == sample.source_HW3).all()
         assert sample.target_HW3 is not None
         shown = {

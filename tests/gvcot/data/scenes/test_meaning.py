@@ -99,6 +99,26 @@ def test_scene_captions_name_everything_and_its_place(level: str) -> None:
         assert not left
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_pointers_mean_what_stands_at_their_place(level: str) -> None:
+    world = scenes.WorldConfig(level=level)
+    kinds, count = set(), 0
+    for index in range(60):
+        sample, scene = scenes.generate(0, index, world=world), compose(0, index, world=world).edit.before
+        count += len(sample.pointers)
+        for expression, place in sample.pointers:
+            found = find(expression, scene)
+            kinds.add(found.kind)
+            named = re.fullmatch(r"<x(\d+)> <y(\d+)> (.+)", place)
+            assert named
+            x, y, words = named.groups()
+            assert described(found.entity) == f"a {words}", expression
+            assert int(found.entity.x / scene.side * 32) == int(x)
+            assert int(found.entity.y / scene.side * 32) == int(y)
+    assert kinds == {"spatial", "property", "knowledge"}
+    assert count > 4 * 60
+
+
 @settings(max_examples=150)
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.sampled_from(LEVELS))
 def test_every_reference_means_one_thing_beyond_doubt(seed: int, index: int, level: str) -> None:
