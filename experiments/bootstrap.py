@@ -91,26 +91,41 @@ def compare_means(
         if not all(metric in values for _, values in files):
             continue
         rows_FB = np.stack([values[metric] for _, values in files])
-        first_FB, second_FB = rows_FB[: len(before)], rows_FB[len(before) :]
-        both_B = np.isfinite(first_FB).any(0) & np.isfinite(second_FB).any(0)
-        if not both_B.any():
+        found = mean_difference(rows_FB[: len(before)], rows_FB[len(before) :], draws=draws, seed=seed)
+        if found is None:
             raise DataError(f"{metric}: no scene has a value on both sides")
-        first_FB, second_FB = first_FB[:, both_B], second_FB[:, both_B]
-        rng = np.random.default_rng(seed)
-        deltas = []
-        for _ in range(draws):
-            scene = rng.integers(both_B.sum(), size=both_B.sum())
-            first_B, second_B = (
-                scene_means(side[rng.integers(len(side), size=len(side))][:, scene])
-                for side in (first_FB, second_FB)
-            )
-            delta_B = (second_B - first_B)[np.isfinite(second_B - first_B)]
-            if len(delta_B):
-                deltas.append(delta_B.mean())
-        low, high = np.quantile(deltas, [0.025, 0.975])
-        means = scene_means(first_FB).mean(), scene_means(second_FB).mean()
-        out[metric] = Difference(float(means[0]), float(means[1]), float(low), float(high))
+        out[metric] = found
     return out
+
+
+def mean_difference(
+    first_FB: np.ndarray, second_FB: np.ndarray, *, draws: int = 4000, seed: int = 0
+) -> Difference | None:
+    """`compare_means` of one metric; None where no scene has a value on both sides.
+
+    Args:
+        first_FB, second_FB: values of B scenes by the runs of each side; NaN where missing.
+        draws: bootstrap resamples.
+        seed: of the resampling.
+    """
+    both_B = np.isfinite(first_FB).any(0) & np.isfinite(second_FB).any(0)
+    if not both_B.any():
+        return None
+    first_FB, second_FB = first_FB[:, both_B], second_FB[:, both_B]
+    rng = np.random.default_rng(seed)
+    deltas = []
+    for _ in range(draws):
+        scene = rng.integers(both_B.sum(), size=both_B.sum())
+        first_B, second_B = (
+            scene_means(side[rng.integers(len(side), size=len(side))][:, scene])
+            for side in (first_FB, second_FB)
+        )
+        delta_B = (second_B - first_B)[np.isfinite(second_B - first_B)]
+        if len(delta_B):
+            deltas.append(delta_B.mean())
+    low, high = np.quantile(deltas, [0.025, 0.975])
+    means = scene_means(first_FB).mean(), scene_means(second_FB).mean()
+    return Difference(float(means[0]), float(means[1]), float(low), float(high))
 
 
 def scene_means(rows_FB: np.ndarray) -> np.ndarray:

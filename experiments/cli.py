@@ -160,6 +160,12 @@ def show_slices(
     files: Annotated[list[Path], typer.Argument(help="Evaluations' JSON files, one per run.")],
     metric: Annotated[list[str] | None, typer.Option(help="Only this metric; may be repeated.")] = None,
     by: Annotated[Literal["task", "referral"] | None, typer.Option(help="Only by this.")] = None,
+    minus: Annotated[
+        str | None, typer.Option(help="Subtract this metric of the same chains, scene by scene.")
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Differences from this run's file; may be repeated.")
+    ] = None,
 ) -> None:
     """Means of evaluations by task and by kind of referral, with bootstrap intervals (markdown).
 
@@ -167,7 +173,8 @@ def show_slices(
     """
     from experiments.slices import markdown, slices
 
-    typer.echo(markdown(slices(files, metric, [by] if by else ["referral", "task"])))
+    fields = [by] if by else ["referral", "task"]
+    typer.echo(markdown(slices(files, metric, fields, minus=minus, against=against or [])))
 
 
 @app.command()

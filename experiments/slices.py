@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.bootstrap import read_values, scene_means
+from experiments.bootstrap import mean_difference, read_values, scene_means
 from gvcot.errors import DataError
 
 Field = Literal["task", "referral"]
@@ -58,7 +58,12 @@ def bootstrap_mean(rows_FB: np.ndarray, *, draws: int = 2000, seed: int = 0) -> 
 
 
 def slices(
-    files: Sequence[Path], metrics: Sequence[str] | None, fields: Sequence[Field]
+    files: Sequence[Path],
+    metrics: Sequence[str] | None,
+    fields: Sequence[Field],
+    *,
+    minus: str | None = None,
+    against: Sequence[Path] = (),
 ) -> dict[str, dict[str, Mean | None]]:
     """Slice -> metric -> mean. Slices: "all", "localised" (no `NOT_LOCAL`), each value of the fields.
 
@@ -66,31 +71,45 @@ def slices(
         files: evaluations of the same scenes, one per run.
         metrics: names of per-scene values; None: those of `USUAL` that the files have.
         fields: what to slice by.
+        minus: another metric of the same chains, which is subtracted scene by scene.
+        against: evaluations of other runs; the means are then of the differences from them.
 
     Raises:
-        DataError: files of different scenes, or a metric that none of them has.
+        DataError: files of different scenes, or a metric that one of them lacks.
     """
-    loaded = [read_values(path) for path in files]
-    for path, (ids, _) in zip(files, loaded, strict=True):
+    loaded = [read_values(path) for path in (*files, *against)]
+    for path, (ids, _) in zip((*files, *against), loaded, strict=True):
         if ids != loaded[0][0]:
             raise DataError(f"{path} and {files[0]} are not of the same scenes; evaluate both on one split")
     if metrics is None:
         metrics = [name for name in USUAL if all(name in values for _, values in loaded)]
-    for metric in metrics:
-        if not all(metric in values for _, values in loaded):
-            known = ", ".join(sorted(loaded[0][1]))
-            raise DataError(f"{files[0]} has no metric {metric!r}; it has: {known}")
+    for path, (_, values) in zip((*files, *against), loaded, strict=True):
+        for metric in [*metrics, *([minus] if minus else [])]:
+            if metric not in values:
+                raise DataError(f"{path} has no metric {metric!r}; it has: {', '.join(sorted(values))}")
     labels = json.loads(files[0].read_text())["samples"]
     task_B = np.array(labels["task"])
     chosen = {"all": np.ones(len(task_B), bool), "localised": ~np.isin(task_B, list(NOT_LOCAL))}
     for field in fields:
         label_B = np.array(labels[field])
         chosen |= {str(name): label_B == name for name in np.unique(label_B)}
-    rows = {metric: np.stack([values[metric] for _, values in loaded]) for metric in metrics}
+    rows = {
+        metric: np.stack([values[metric] - (values[minus] if minus else 0.0) for _, values in loaded])
+        for metric in metrics
+    }
     return {
-        name: {metric: bootstrap_mean(rows_FB[:, mask_B]) for metric, rows_FB in rows.items()}
+        name: {metric: _mean(rows_FB[:, mask_B], len(files)) for metric, rows_FB in rows.items()}
         for name, mask_B in chosen.items()
     }
+
+
+def _mean(rows_FB: np.ndarray, runs: int) -> Mean | None:
+    """Of the first `runs` rows; or of their difference from the other rows, where there are others."""
+    if len(rows_FB) == runs:
+        return bootstrap_mean(rows_FB)
+    found = mean_difference(rows_FB[runs:], rows_FB[:runs])
+    scenes = np.isfinite(rows_FB[:runs]).any(0) & np.isfinite(rows_FB[runs:]).any(0)
+    return found and Mean(int(scenes.sum()), found.after - found.before, found.low, found.high)
 
 
 def markdown(rows: Mapping[str, Mapping[str, Mean | None]]) -> str:

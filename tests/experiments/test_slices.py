@@ -70,3 +70,24 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     file = evaluation(tmp_path / "a.json", mask_iou=[0.0, 1.0, 0.8, 0.6], where=[None] * 4)
     out = CliRunner().invoke(app, ["slices", str(file), "--metric", "mask_iou", "--metric", "where"]).stdout
     assert "| color | 2 | 0.500 [0.000, 1.000] | – |" in out
+
+
+def test_differences_from_other_runs_are_of_scenes_that_both_have(tmp_path: Path) -> None:
+    ours = evaluation(tmp_path / "a.json", where=[1.0, 1.0, None, 0.5])
+    first = evaluation(tmp_path / "b.json", where=[0.0, 0.5, 1.0, None])
+    second = evaluation(tmp_path / "c.json", where=[0.0, 1.0, 1.0, None])
+    rows = slices([ours], ["where"], ["task"], against=[first, second])
+    found = rows["color"]["where"]
+    assert found is not None
+    assert (found.num_scenes, found.value) == (2, pytest.approx(0.625))  # 1 - 0 and 1 - .75
+    assert found.low <= 0.25 + 1e-9
+    assert found.high == pytest.approx(1.0)
+    assert rows["background"]["where"] is rows["removal"]["where"] is None
+
+
+def test_one_metric_minus_another_is_taken_scene_by_scene(tmp_path: Path) -> None:
+    file = evaluation(tmp_path / "a.json", probed=[1.0, 1.0, 0.9, None], where=[0.0, 1.0, None, 0.5])
+    found = slices([file], ["probed"], ["task"], minus="where")["all"]["probed"]
+    assert found == Mean(2, 0.5, 0.0, 1.0)
+    shown = CliRunner().invoke(app, ["slices", str(file), "--metric", "probed", "--minus", "where"])
+    assert "| all | 2 | 0.500" in shown.output
