@@ -28,7 +28,7 @@ def locate_prompt(instruction: str) -> str:
 
 
 def point_prompt(expression: str) -> str:
-    """What asks where the thing is that a referring expression means, and what."""
+    """What asks where the thing is that a referring expression means."""
     return f"Identify {expression}"
 
 

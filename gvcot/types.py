@@ -77,7 +77,7 @@ class EditSample:
     """Everything in the source in words, with the place of each in coordinate words; empty when unknown."""
 
     pointers: tuple[tuple[str, str], ...] = ()
-    """Referring expressions for things of the source, each with the place and the name of what it means;
+    """Referring expressions for things of the source, each with the place (in words) of what it means;
     empty when unknown."""
 
     target_HW3: np.ndarray | None = None

@@ -20,7 +20,7 @@ LOCATE = "locate"
 """And its inverse: where the region of an instruction is, and what, in words."""
 
 POINT = "point"
-"""Like it, for several referring expressions of the same scene, one after the other."""
+"""Where things are that several referring expressions mean, in words, one after the other."""
 
 PHASES = ("x_cot", "x_edit")
 """The images that a chain can have."""

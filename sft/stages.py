@@ -2,7 +2,8 @@
 
 A kind is a chain (each of its images is a flow target, later phases see the *true* earlier images) or
 one of understanding: "describe" (the painted region in words), "inventory" (everything in the source),
-"locate" (where the region of an instruction is, and what) and "point" (the same for several expressions).
+"locate" (where the region of an instruction is, and what) and "point" (where things are that several
+expressions mean).
 Condition dropout as in BAGEL: text, VAE and ViT conditions of an image are left out independently.
 
 Legend: B rows, N latent tokens, D values per token.

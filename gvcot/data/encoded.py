@@ -73,7 +73,7 @@ class EncodedScenes:
     """Everything in the source, with its place."""
 
     pointers: list[list[list[str]]]
-    """Referring expressions, each with the place and name of what it means."""
+    """Referring expressions, each with the place of what it means."""
 
     grid: tuple[int, int]
     """Latent tokens as (rows, columns)."""

@@ -13,9 +13,9 @@ from scipy import ndimage
 
 from gvcot.data.scenes.edit import Edit, Reference, Task
 from gvcot.data.scenes.expressions import involved
-from gvcot.data.scenes.layout import between, pick, sample_scene
+from gvcot.data.scenes.layout import between, pick, sample_scene, shuffled
 from gvcot.data.scenes.levels import DEFAULT, LEVELS, STANDARD, Level, WorldConfig
-from gvcot.data.scenes.refer import name, refer
+from gvcot.data.scenes.refer import full_name, name, refer
 from gvcot.data.scenes.render import (
     Array,
     area,
@@ -57,8 +57,9 @@ POINTING = 1
 NUM_POINTERS = 6
 """Most referring expressions of a scene beside the instruction's own."""
 
-POINTER_DRAWS = 12
-"""Things drawn for them; not every draw finds an expression."""
+FULL_NAMES = 0.5
+"""Share of them that say all there is to say: to match several attributes is learned hundreds of steps
+before matching one, which it makes easy."""
 
 DISTRACTORS = ("there is {y} . {instruction}", "{y} is here . {instruction}", "i see {y} . {instruction}")
 """Idle words before an instruction, about something that has no part in it."""
@@ -126,8 +127,11 @@ def compose(seed: int, index: int, *, split: Split = "train", world: WorldConfig
         referral = pick(rng, REFERRALS)
         task = _draw_task(chosen, rng)
     hops = between(rng, level.hops)
+    named = level.full_names > 0 and not spec.held_out and rng.random() < level.full_names
+    if named:
+        referral = "property"
     for _ in range(MAX_ATTEMPTS):
-        problem = _attempt(rng, task, referral, hops, level, bench=spec.held_out)
+        problem = _attempt(rng, task, referral, hops, level, named=named, bench=spec.held_out)
         if problem is not None:
             return problem
     raise DataError(
@@ -148,13 +152,20 @@ def _draw_task(chosen: Sequence[Task], rng: np.random.Generator) -> Task:
 
 
 def _attempt(
-    rng: np.random.Generator, task: Task, referral: Referral, hops: int, level: Level, *, bench: bool
+    rng: np.random.Generator,
+    task: Task,
+    referral: Referral,
+    hops: int,
+    level: Level,
+    *,
+    named: bool,
+    bench: bool,
 ) -> Problem | None:
     """One scene and an edit of it, or None where they don't fit together."""
     scene = sample_scene(rng, level, task.shapes)
     if scene is None or not _area_fits(scene.entities[0], level):
         return None
-    references = _references(rng, scene, task.num_references, referral, hops)
+    references = _references(rng, scene, task.num_references, referral, hops, named=named)
     if references is None:
         return None
     held_out = [is_held_out(r.entity, r.expression) for r in references]
@@ -185,9 +196,9 @@ def _area_fits(entity: Entity, level: Level) -> bool:
 
 
 def _references(
-    rng: np.random.Generator, scene: Scene, count: int, referral: Referral, hops: int
+    rng: np.random.Generator, scene: Scene, count: int, referral: Referral, hops: int, *, named: bool
 ) -> tuple[Reference, ...] | None:
-    """References to the first thing and to `count` - 1 others."""
+    """References to the first thing and to `count` - 1 others; all by their full names, if `named`."""
     targets = [0]
     while len(targets) < count:
         if len(scene.entities) < count:
@@ -196,7 +207,10 @@ def _references(
         targets += [] if other in targets else [other]
     references = []
     for target in targets:
-        expression = refer(scene, target, referral, hops if target == 0 else 1, rng)
+        if named:
+            expression = full_name(scene, target)
+        else:
+            expression = refer(scene, target, referral, hops if target == 0 else 1, rng)
         if expression is None:
             return None
         references.append(Reference(scene.entities[target], expression))
@@ -303,25 +317,29 @@ def _boxed(masks: Sequence[Array]) -> tuple[Region, ...]:
 def _inventory(scene: Scene, size: int) -> str:
     """Everything that stands in the scene, row by row, each after the place of its centre."""
     ordered = sorted(scene.entities, key=lambda e: min((row, column) for column, row in e.cells))
-    return " ".join(_placed(entity, scene, size) for entity in ordered)
+    return " ".join(f"{_place(entity, scene, size)} {entity.describe()}" for entity in ordered)
 
 
-def _placed(entity: Entity, scene: Scene, size: int) -> str:
-    """The place of the thing's centre, then its name."""
+def _place(entity: Entity, scene: Scene, size: int) -> str:
+    """Where the thing's centre is, in coordinate words."""
     scale = size / scene.side
-    return f"{point_words((entity.x * scale, entity.y * scale), (size, size))} {entity.describe()}"
+    return point_words((entity.x * scale, entity.y * scale), (size, size))
 
 
 def _pointers(scene: Scene, level: Level, size: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Expressions of all kinds for things drawn at random, each with the place and name of what it means.
+    """Full names and other expressions for things in random order, each with the place of what it means.
 
-    Compositions of the benchmark are left out, and so is a draw for which no expression is found.
+    Nothing comes twice before everything has had its turn. Compositions of the benchmark are left out, and so
+    are things for which no expression is found.
     """
-    for _ in range(POINTER_DRAWS):
-        target = int(rng.random() * len(scene.entities))
-        found = refer(scene, target, pick(rng, REFERRALS), between(rng, level.hops), rng)
+    ids = range(len(scene.entities))
+    for target in (*shuffled(rng, ids), *shuffled(rng, ids)):
+        if rng.random() < FULL_NAMES:
+            found = full_name(scene, target)
+        else:
+            found = refer(scene, target, pick(rng, REFERRALS), between(rng, level.hops), rng)
         if found is not None and not is_held_out(scene.entities[target], found):
-            yield found.to_text(), _placed(scene.entities[target], scene, size)
+            yield found.to_text(), _place(scene.entities[target], scene, size)
 
 
 def _render(problem: Problem, pointers: tuple[tuple[str, str], ...], size: int, sample_id: str) -> EditSample:

@@ -34,6 +34,10 @@ class Level:
     energy: float = 1.0
     """Of a colour edit: 1 is another colour; less, a shade lighter or darker by this share (from .1)."""
 
+    full_names: float = 0.0
+    """Share of the instructions that say all there is to say of their referent ("the small red dotted open
+    door"), whatever would do. Outside the benchmark only."""
+
     distractors: float = 0.0
     """Share of the instructions that also name something that has no part in them."""
 
@@ -63,8 +67,9 @@ class Level:
             raise DataError(f"hops={self.hops} need more things than entities={self.entities} has")
         if not 0.1 <= self.energy <= 1:
             raise DataError(f"energy={self.energy}; expected .1 (a shade) to 1 (another colour)")
-        if not 0 <= self.distractors <= 1:
-            raise DataError(f"distractors={self.distractors}; expected a share from 0 to 1")
+        for name in ("full_names", "distractors"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name}={getattr(self, name)}; expected a share from 0 to 1")
         if self.paraphrases is not None and self.paraphrases < 1:
             raise DataError(f"paraphrases={self.paraphrases}; expected 1 or more, or none given for all")
 
@@ -119,6 +124,7 @@ class WorldConfig:
     hops: tuple[int, int] | None = None
     area: tuple[float, float] | None = None
     energy: float | None = None
+    full_names: float | None = None
     distractors: float | None = None
     paraphrases: int | None = None
 

@@ -204,6 +204,12 @@ def refer(
     return None
 
 
+def full_name(scene: Scene, target: int) -> Filter | None:
+    """All that can be said of the target by itself, or None where it fits something else as well."""
+    found = describe(scene.entities[target], _FIELDS)
+    return found if points_at(found, scene, target) else None
+
+
 def name(scene: Scene, target: int, rng: np.random.Generator) -> Filter | None:
     """A description by attributes that fits the target alone, or None where things are too much alike."""
     found = _unique(scene, scene.entities[target], rng)
