@@ -173,8 +173,8 @@ def show_slices(
     """
     from experiments.slices import markdown, slices
 
-    fields = [by] if by else ["referral", "task"]
-    typer.echo(markdown(slices(files, metric, fields, minus=minus, against=against or [])))
+    rows = slices(files, metric, [by] if by else ["referral", "task"], minus=minus, against=against or [])
+    typer.echo(markdown(rows))
 
 
 @app.command()

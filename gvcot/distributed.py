@@ -76,9 +76,9 @@ def team(size: int, member: Callable[..., None], *args: Any) -> Iterator[None]:
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
-        others: list[tuple[SpawnProcess, Connection]] = []
+        others: list[tuple[SpawnProcess, Any]] = []  # and their pipes
         for number in range(1, size):
-            here, theirs = context.Pipe(duplex=False)
+            here, theirs = context.Pipe()
             process = context.Process(
                 target=_member, args=(theirs, number, size, meeting, member, args), daemon=True
             )
