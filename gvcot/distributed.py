@@ -123,13 +123,14 @@ def _member(
     member: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     ready.send(rank)
     _join(rank, size, meeting)
     member(*args)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the parent process, then end this one: for a thread of a process that must not outlive it."""
     parent = mp.parent_process()
     assert parent is not None
     parent.join()

@@ -93,7 +93,7 @@ class OptimConfig:
 
     matrix_lr: float | None = None
     """Peak learning rate of the matrices in decoder and ViT layers, which Muon then moves; null: AdamW moves
-    them like everything else. Muon learns from fewer steps, and wants two to four times `lr` here."""
+    them like everything else. Its steps are scaled to AdamW's size, so learning rates compare."""
 
     final_lr_share: float = 0.05
     """Learning rate at the last step, as a share of the peak."""
@@ -181,8 +181,7 @@ class SFTConfig:
     """Seed of weights, data order, times, noise and dropout."""
 
     workers: int = 1
-    """Processes on this machine that share each batch's rows; more than one makes better use of cores than
-    threads do."""
+    """Processes on this machine that share each batch's rows."""
 
     threads: int = 0
     """Torch threads of each worker; 0: all cores, divided among the workers."""

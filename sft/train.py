@@ -30,7 +30,7 @@ from sft.config import SFTConfig
 from sft.ema import EMA
 from sft.loss import joint_loss
 from sft.muon import Muon, groups
-from sft.schedule import learning_rate
+from sft.schedule import peak_share
 from sft.stages import BatchBuilder
 
 Evaluate = Callable[[Pretrained, int], dict[str, float]]
@@ -155,9 +155,9 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
             f"the loss became {total} at step {state.step}: lower optim.lr (now {config.optim.lr}) and "
             "resume from the last checkpoint"
         )
-    lr = learning_rate(config.optim, state.step, config.steps)
+    share = peak_share(config.optim, state.step, config.steps)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr * group["peak"] / config.optim.lr
+        group["lr"] = group["peak"] * share
     state.optimizer.zero_grad()
     loss.backward()
     distributed.average_gradients(state.parameters.values())
@@ -165,7 +165,7 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
     state.optimizer.step()
     state.ema.update(state.parameters)
     state.step += 1
-    return {"sft/loss": total, "sft/grad_norm": norm.item(), "sft/lr": lr} | {
+    return {"sft/loss": total, "sft/grad_norm": norm.item(), "sft/lr": config.optim.lr * share} | {
         f"sft/{name}": value for name, value in parts.items()
     }
 

@@ -12,7 +12,6 @@ Legend: B rows of a step.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 import traceback
@@ -208,7 +207,7 @@ def _serve(
 ) -> None:
     """The worker: a shard's number in, the shard or an exception out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=distributed.end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     codec = TinyAE(**sizes).requires_grad_(False)
     codec.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
@@ -226,13 +225,6 @@ def _serve(
             raise SystemExit(1) from error
         # Arrays, not tensors: those would travel through shared memory, of which containers have little.
         connection.send(({name: value.numpy() for name, value in tensors.items()}, texts))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def epoch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> Sequence[int]:

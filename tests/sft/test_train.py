@@ -220,3 +220,18 @@ def test_a_stream_reaches_all_workers(config: Make, tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_told() -> None:
     with pytest.raises(ResourceError, match="exit code 1"), distributed.team(2, os._exit, 1):
         distributed.totals([1.0])
+
+
+@pytest.mark.parametrize("matrix_lr", [None, 0.0, 1e-2])
+def test_learning_rates_of_matrices_and_of_the_rest_are_their_own(
+    policy: Pretrained, encoded: EncodedScenes, config: Make, matrix_lr: float | None
+) -> None:
+    stage = config(optim=OptimConfig(lr=0.0, matrix_lr=matrix_lr, warmup_steps=1))
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    training_step(stage, builder_of(stage, policy, encoded), new_state(stage, policy.model))
+    moved = {name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])}
+    if matrix_lr:
+        assert moved
+        assert all("layers." in name and before[name].ndim == 2 for name in moved)
+    else:
+        assert not moved

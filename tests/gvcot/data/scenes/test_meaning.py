@@ -115,6 +115,21 @@ def test_pointers_mean_what_stands_at_their_place(level: str) -> None:
     assert count > 3 * 60
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_full_names_say_everything_but_never_in_the_benchmark(level: str) -> None:
+    world = scenes.WorldConfig(level=level, full_names=1.0)
+    for index in range(40):
+        problem = compose(0, index, world=world)
+        for reference, found in zip(problem.references, understood(problem, level).references, strict=True):
+            e, words = reference.entity, reference.expression.to_text().split()
+            assert {e.size, e.color, e.material, e.shape} <= set(words)
+            assert found.kind == problem.referral == "property"
+    for index in range(0, 590, 59):
+        named = compose(0, index, split="bench", world=world).instruction
+        plain = compose(0, index, split="bench", world=scenes.WorldConfig(level=level)).instruction
+        assert named == plain
+
+
 @settings(max_examples=150)
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.sampled_from(LEVELS))
 def test_every_reference_means_one_thing_beyond_doubt(seed: int, index: int, level: str) -> None:
