@@ -81,7 +81,9 @@ def rl(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its newest model).")],
     overrides: Overrides = None,
-    split: Annotated[Literal["val", "bench"], typer.Option(help="For tuning, or for claims.")] = "bench",
+    split: Annotated[
+        Literal["val", "test", "bench"], typer.Option(help="val for tuning, the others for claims.")
+    ] = "bench",
     dry_run: DryRun = False,
 ) -> None:
     """Measure a model: where it draws its reasoning, and what it edits."""
@@ -178,6 +180,19 @@ def show_slices(
 
 
 @app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; names that end in a number are seeds.")],
+    metric: Annotated[list[str], typer.Option(help="A logged metric; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("curves.png"),
+) -> None:
+    """Draw several runs' curves in one picture; runs that differ in a last number are seeds of one arm."""
+    from experiments.curves import plot_curves, read_curves
+
+    plot_curves(read_curves(runs, metric)).savefig(out, dpi=100)
+    typer.echo(out)
+
+
+@app.command()
 def doctor() -> None:
     """Check this installation and machine; exit code 1 if something is wrong."""
     from rich.console import Console
@@ -193,7 +208,7 @@ def doctor() -> None:
 @data_app.command("show")
 def data_show(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("scenes.png"),
-    split: Annotated[Literal["train", "val", "bench"], typer.Option(help="Which scenes.")] = "train",
+    split: Annotated[Literal["train", "val", "test", "bench"], typer.Option(help="Which scenes.")] = "train",
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,

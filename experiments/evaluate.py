@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from gvcot.chain import CHAINS, Chain
 from gvcot.data import scenes
 from gvcot.data.images import to_uint8
 from gvcot.data.scenes.levels import WorldConfig
+from gvcot.data.scenes.splits import Split
 from gvcot.data.show import drawn_sheet
 from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained, load_pretrained
@@ -42,8 +42,8 @@ from sft.config import SFTConfig
 class EvalRunConfig:
     """What `gvcot eval` does."""
 
-    split: Literal["train", "val", "bench"] = "bench"
-    """"val" for tuning, "bench" for claims."""
+    split: Split = "bench"
+    """"val" for tuning, "test" and "bench" for claims."""
 
     num_samples: int | None = None
     """Scenes; None: the whole split."""

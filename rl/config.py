@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gvcot.data.scenes.levels import WorldConfig
+from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError
 from gvcot.types import ChainConfig
 from rewards.config import RewardConfig
@@ -138,7 +139,7 @@ class RLEvalConfig:
     every: int = 50
     """Training steps between evaluations; 0: none in between. There is always one before and one after."""
 
-    split: Literal["train", "val", "bench"] = "val"
+    split: Split = "val"
     num_samples: int = 512
     world: WorldConfig | None = None
     """The world that is evaluated on; None: the one that is trained on."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gvcot.data.scenes.levels import WorldConfig
+from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
 from gvcot.types import Feedback
 
@@ -115,7 +116,7 @@ class EvalConfig:
     every: int = 1_000
     """Steps between evaluations; 0: only at the end."""
 
-    split: Literal["train", "val", "bench"] = "val"
+    split: Split = "val"
     num_samples: int = 128
     """Scenes of the split at each evaluation."""
 

@@ -240,7 +240,7 @@ def length(split: Split) -> int:
         raise DataError(f"unknown split {split!r} of Scenes; {closest(split, SPLITS)}")
     bound = SPLIT_TABLE[split].length
     if bound is None:
-        raise DataError(f"split {split!r} of Scenes has no end; say how many samples, or use val or bench")
+        raise DataError(f"split {split!r} of Scenes has no end; say how many samples, or take another split")
     return bound
 
 

@@ -12,7 +12,7 @@ from gvcot.data.scenes.world import COLORS, SHAPES, Entity
 _COLOR_INDEX = MappingProxyType({name: i for i, name in enumerate(COLORS)})
 
 
-Split = Literal["train", "val", "bench"]
+Split = Literal["train", "val", "test", "bench"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ SPLIT_TABLE: MappingProxyType[Split, SplitSpec] = MappingProxyType(
     {
         "train": SplitSpec(stream=0, length=None, held_out=False),
         "val": SplitSpec(stream=1, length=512, held_out=False),
+        "test": SplitSpec(stream=3, length=4096, held_out=False),
         "bench": SplitSpec(stream=2, length=590, held_out=True),
     }
 )

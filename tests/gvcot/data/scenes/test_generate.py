@@ -84,7 +84,9 @@ def test_samples_depend_on_nothing_but_their_arguments() -> None:
     assert first == backwards[::-1]
     assert len(set(first)) == 20
     assert first != [as_tuple(s) for s in scenes.samples("train", range(20), seed=4)]
-    assert [s[5:] for s in first] != [as_tuple(s)[5:] for s in scenes.samples("val", range(20), seed=3)]
+    others = [[as_tuple(s)[5:] for s in scenes.samples(o, range(20), seed=3)] for o in ("val", "test")]
+    assert [s[5:] for s in first] not in others
+    assert others[0] != others[1]
 
 
 def digest(samples: Iterable[EditSample]) -> str:
@@ -319,7 +321,7 @@ def test_bad_arguments_say_what_would_be_right(arguments: dict[str, object], mes
 
 
 def test_the_training_split_has_no_length() -> None:
-    assert (scenes.length("val"), scenes.length("bench")) == (512, 590)
+    assert [scenes.length(split) for split in ("val", "test", "bench")] == [512, 4096, 590]
     with pytest.raises(DataError, match="has no end"):
         scenes.length("train")
 

@@ -70,8 +70,9 @@ def compositions(problems: list[Problem], *, of_first: bool = False) -> set[tupl
 def test_bench_shows_only_compositions_that_training_never_shows(problems: Problems) -> None:
     train = compositions(problems("standard", "train", 4000))
     val = compositions(problems("standard", "val", 512))
+    test = compositions(problems("standard", "test", 512))
     bench = compositions(problems("standard", "bench", 590), of_first=True)
-    assert not (train | val) & bench
+    assert not (train | val | test) & bench
     heads = {head for *_, head in bench}
     assert len(heads) == 12
     # Yet every way and every pair of colour and shape is known from training.
@@ -97,9 +98,8 @@ def test_bench_says_everything_in_other_ways_than_training(problems: Problems) -
     def skeletons(split: scenes.Split, count: int) -> set[str]:
         return {meaning_of(p).skeleton for p in problems("standard", split, count)}
 
-    train, val = skeletons("train", 4000), skeletons("val", 512)
-    bench = skeletons("bench", 590)
-    assert not (train | val) & bench
+    train, bench = skeletons("train", 4000), skeletons("bench", 590)
+    assert not (train | skeletons("val", 512) | skeletons("test", 512)) & bench
     words = {word for text in train for word in text.split()}
     assert {word for text in bench for word in text.split()} <= words
 
@@ -144,7 +144,7 @@ def test_chosen_tasks_keep_their_proportions() -> None:
     assert abs(found["size"] - 300 * p) < 4 * sqrt(300 * p * (1 - p))
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 1000), ("val", 512), ("bench", 590)])
+@pytest.mark.parametrize(("split", "count"), [("train", 1000), ("val", 512), ("test", 512), ("bench", 590)])
 def test_something_else_could_always_be_meant(problems: Problems, split: scenes.Split, count: int) -> None:
     for problem in problems("standard", split, count):
         meaning = meaning_of(problem)
