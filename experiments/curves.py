@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.report import group_by_area, smooth
+from experiments.report import group_by_area, panels, smooth
 from gvcot.errors import DataError, closest
 from gvcot.tracking import read_metrics
-
-COLUMNS = 3
-"""Panels per row."""
 
 
 def arm_of(run: Path) -> str:
@@ -51,17 +47,14 @@ def mean_curve(runs: Sequence[np.ndarray]) -> np.ndarray:
     """(n, 2) arrays of (step, value) -> their mean at the steps that all of them have."""
     shared = sorted(set.intersection(*({float(step) for step in run[:, 0]} for run in runs)))
     values = [[dict(run.tolist())[step] for step in shared] for run in runs]
-    return np.stack([np.array(shared), np.mean(values, axis=0)], axis=1).reshape(-1, 2)
+    return np.stack([np.array(shared), np.mean(values, axis=0)], axis=1)
 
 
 def plot_curves(curves: Mapping[str, Mapping[str, Sequence[np.ndarray]]]) -> Figure:
     """A panel per metric: each run faint, each arm's mean bold. Long curves are smoothed over a twentieth."""
-    num_columns = min(COLUMNS, len(curves))
-    num_rows = math.ceil(len(curves) / num_columns)
-    figure = Figure(figsize=(4.2 * num_columns, 3.0 * num_rows), layout="constrained")
-    axes = figure.subplots(num_rows, num_columns, squeeze=False).flat
+    figure, axes = panels(list(curves))
     names = sorted({arm for arms in curves.values() for arm in arms})
-    for axis, (metric, arms) in zip(axes, curves.items(), strict=False):
+    for axis, arms in zip(axes, curves.values(), strict=True):
         for arm, runs in arms.items():
             color = f"C{names.index(arm) % 10}"
             for run in runs:
@@ -69,13 +62,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[np.ndarray]]]) -> Fig
             if len(runs) > 1:
                 axis.plot(*_smoothed(mean_curve(runs)).T, color=color, linewidth=2)
             axis.plot([], [], color=color, label=f"{arm} ({len(runs)})" if len(runs) > 1 else arm)
-        axis.set_title(metric, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
-    for axis in list(axes)[len(curves) :]:
-        axis.set_axis_off()
     return figure
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gvcot.errors import DataError
@@ -25,7 +26,7 @@ SHEETS_PER_TAG = 4
 """Pictures of one kind that are embedded, evenly spread over the run."""
 
 COLUMNS = 3
-"""Curves per row."""
+"""Panels per row of a figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +118,29 @@ def smooth(values: np.ndarray, span: float) -> np.ndarray:
     return out
 
 
-def plot_area(series: Mapping[str, np.ndarray]) -> str:
-    """Small multiples of one area's metrics (raw faint, smoothed bold) as a base64 PNG."""
-    num_rows = math.ceil(len(series) / COLUMNS)
+def panels(metrics: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each metric's curve over steps, and these panels."""
+    num_rows = math.ceil(len(metrics) / COLUMNS)
     figure = Figure(figsize=(4.2 * COLUMNS, 2.6 * num_rows), layout="constrained")
-    axes = figure.subplots(num_rows, COLUMNS, squeeze=False).flat
-    for axis, (name, points) in zip(axes, series.items(), strict=False):
-        steps, values = points.T
-        marker = "." if len(steps) < 30 else None
-        axis.plot(steps, values, color="#c2185b", alpha=0.3, linewidth=1, marker=marker)
-        axis.plot(steps, smooth(values, len(values) / 20), color="#c2185b", linewidth=1.8)
+    axes: list[Axes] = list(figure.subplots(num_rows, COLUMNS, squeeze=False).flat)
+    for axis, name in zip(axes, metrics, strict=False):  # the last row may have panels to spare
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
-    for axis in list(axes)[len(series) :]:
+    for axis in axes[len(metrics) :]:
         axis.set_axis_off()
+    return figure, axes[: len(metrics)]
+
+
+def plot_area(series: Mapping[str, np.ndarray]) -> str:
+    """Small multiples of one area's metrics (raw faint, smoothed bold) as a base64 PNG."""
+    figure, axes = panels(list(series))
+    for axis, points in zip(axes, series.values(), strict=True):
+        steps, values = points.T
+        marker = "." if len(steps) < 30 else None
+        axis.plot(steps, values, color="#c2185b", alpha=0.3, linewidth=1, marker=marker)
+        axis.plot(steps, smooth(values, len(values) / 20), color="#c2185b", linewidth=1.8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.report import build_report, group_by_area, read_evaluations, smooth
+from experiments.report import build_report, group_by_area, panels, read_evaluations, smooth
 from gvcot.errors import DataError
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
@@ -91,3 +91,9 @@ def test_smoothing_has_no_start_bias_and_a_hand_computed_case() -> None:
     assert smooth(np.full(5, 3.0), 10).tolist() == pytest.approx([3.0] * 5)
     # decay 1/2: 2; (2/2 + 5) / (1/2 + 1) = 4
     assert smooth(np.array([2.0, 5.0]), 2).tolist() == pytest.approx([2.0, 4.0])
+
+
+def test_only_panels_with_a_curve_are_shown() -> None:
+    figure, axes = panels(["a", "b", "c", "d"])
+    assert [axis.get_title() for axis in axes] == ["a", "b", "c", "d"]
+    assert [axis.get_title() for axis in figure.axes if axis.axison] == ["a", "b", "c", "d"]
