@@ -47,7 +47,7 @@ $(DOCS): $(BASE)
 	$(PIP) -e '.[docs]'
 	touch $@
 
-# Rebuilds the shipped warm start from nothing (about 45 minutes on two cores), in runs/.
+# Rebuilds the shipped warm start from nothing (about 40 minutes on two cores), in runs/.
 warm-start: $(BASE)
 	$(VENV)/bin/gvcot sft tiny-codec
 	$(VENV)/bin/gvcot sft tiny-base
