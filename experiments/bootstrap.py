@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments.records import read_values
 from gvcot.errors import DataError
 
 
@@ -46,13 +46,6 @@ def paired(before_B: np.ndarray, after_B: np.ndarray, *, draws: int = 4000, seed
     rows = np.random.default_rng(seed).integers(len(delta_B), size=(draws, len(delta_B)))
     low, high = np.quantile(delta_B[rows].mean(1), [0.025, 0.975])
     return Difference(float(before_B[both_B].mean()), float(after_B[both_B].mean()), float(low), float(high))
-
-
-def read_values(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """(sample ids, metric -> per-scene values) of an evaluation's JSON."""
-    samples = json.loads(path.read_text())["samples"]
-    values = {k: np.array([np.nan if v is None else v for v in row]) for k, row in samples["values"].items()}
-    return samples["id"], values
 
 
 def compare(before: Path, after: Path, metrics: Sequence[str]) -> dict[str, Difference]:

@@ -193,6 +193,19 @@ def curves(
 
 
 @app.command()
+def condense(
+    evaluation: Annotated[Path, typer.Argument(help="The JSON that an evaluation wrote.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; gzipped if its name ends in .gz.")],
+    metric: Annotated[list[str] | None, typer.Option(help="Keep this one; may be repeated.")] = None,
+) -> None:
+    """Keep what `compare` and `slices` need of an evaluation, some metrics by scene, in a small file."""
+    from experiments import records
+
+    records.condense(evaluation, out, metric)
+    typer.echo(f"{out}: {out.stat().st_size / 1000:.0f} kB")
+
+
+@app.command()
 def doctor() -> None:
     """Check this installation and machine; exit code 1 if something is wrong."""
     from rich.console import Console

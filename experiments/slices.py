@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.bootstrap import mean_difference, read_values, scene_means
+from experiments.bootstrap import mean_difference, scene_means
+from experiments.records import USUAL, read_record, read_values
 from gvcot.errors import DataError
 
 Field = Literal["task", "referral"]
 
 NOT_LOCAL = frozenset({"background"})
 """Tasks whose region is no thing and no place for one, but a wall."""
-
-
-USUAL = ("mask_iou", "where", "edit_accuracy", "preservation", "format")
-"""What is shown where nothing is asked for."""
 
 
 class Mean(NamedTuple):
@@ -87,7 +83,7 @@ def slices(
         for metric in [*metrics, *([minus] if minus else [])]:
             if metric not in values:
                 raise DataError(f"{path} has no metric {metric!r}; it has: {', '.join(sorted(values))}")
-    labels = json.loads(files[0].read_text())["samples"]
+    labels = read_record(files[0])["samples"]
     task_B = np.array(labels["task"])
     chosen = {"all": np.ones(len(task_B), bool), "localised": ~np.isin(task_B, list(NOT_LOCAL))}
     for field in fields:
