@@ -193,6 +193,25 @@ def curves(
 
 
 @app.command()
+def signal(
+    recipe: Annotated[str, typer.Argument(help="An RL recipe: a built-in name or a YAML file.")],
+    overrides: Overrides = None,
+    batches: Annotated[int, typer.Option(min=2, help="Rollout batches whose gradients are compared.")] = 16,
+) -> None:
+    """How much of a recipe's policy gradient is signal, and in which parameters, at its starting policy."""
+    from rich.console import Console
+
+    from experiments import signal as signals
+    from gvcot.config import load
+    from gvcot.model.pretrained import find_model, load_pretrained
+    from rl.config import RLConfig
+
+    config = load(RLConfig, _named("rl", recipe), overrides or [])
+    shares = signals.signal_shares(config, load_pretrained(find_model(config.model)), batches)
+    Console().print(signals.as_table(shares))
+
+
+@app.command()
 def condense(
     evaluation: Annotated[Path, typer.Argument(help="The JSON that an evaluation wrote.")],
     out: Annotated[Path, typer.Argument(help="The file to write; gzipped if its name ends in .gz.")],

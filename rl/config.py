@@ -104,7 +104,7 @@ class RLOptimConfig:
     grad_clip: float = 1.0
     """Maximum L2 norm of the gradient."""
 
-    train: Literal["all", "generation"] = "all"
+    train: Literal["all", "generation", "upper"] = "all"
     """Which parameters move; see `gvcot.model.parts`."""
 
     ema_decay: float = 0.9

@@ -141,11 +141,15 @@ class Learner:
                 for rows in self.micro_batches(len(data.drawn.prompt_B))
             ]
 
-    def _optimizer_step(
-        self, data: Update, old: list[Answers] | None, step: int, *, first: bool
+    def backward(
+        self, data: Update, old: list[Answers] | None = None, *, first: bool = True
     ) -> dict[str, float]:
-        self._set_learning_rate(step)
-        self.optimizer.zero_grad()
+        """Add the gradient of the loss on one rollout to the parameters'; nothing moves.
+
+        Args:
+            old: what the policy that sampled says; None: it is the policy as it is.
+            first: nothing has moved since sampling.
+        """
         parts: list[dict[str, float]] = []
         sizes: list[int] = []
         for i, rows in enumerate(self.micro_batches(len(data.drawn.prompt_B))):
@@ -161,6 +165,14 @@ class Learner:
             loss.backward()
             parts.append(metrics)
             sizes.append(len(rows))
+        return merge(parts, sizes)
+
+    def _optimizer_step(
+        self, data: Update, old: list[Answers] | None, step: int, *, first: bool
+    ) -> dict[str, float]:
+        self._set_learning_rate(step)
+        self.optimizer.zero_grad()
+        metrics = self.backward(data, old, first=first)
         if self._world_size > 1 and self._config.cluster.sharding == "replicate":
             distributed.average_gradients(self.parameters.values())
         norm = distributed.clip_gradients(self.parameters.values(), self._config.optim.grad_clip)
@@ -168,7 +180,7 @@ class Learner:
         if not skipped:
             self.optimizer.step()
             self._update_average()
-        return merge(parts, sizes) | {"grad_norm": norm, "skipped": float(skipped)}
+        return metrics | {"grad_norm": norm, "skipped": float(skipped)}
 
     def _loss(
         self, data: Update, rows: Tensor, said: Answers, sampled: Answers

@@ -153,9 +153,9 @@ class SFTConfig:
     init: str | None = None
     """Checkpoint folder to start from; None: random weights of `model`."""
 
-    train: Literal["all", "generation"] = "all"
-    """Which parameters move: all, or the generation expert with its latent and time projections
-    (the paper's stage 1)."""
+    train: Literal["all", "generation", "upper"] = "all"
+    """Which parameters move: all, the generation expert with its latent and time projections (the paper's
+    stage 1), or the upper half of the decoder's layers."""
 
     feedback: tuple[Feedback, ...] = ("vae", "vit")
     """See `gvcot.types.ChainConfig.feedback`."""

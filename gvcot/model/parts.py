@@ -8,11 +8,16 @@ from torch import nn
 
 from gvcot.model.unified import UnifiedModel
 
-TrainedPart = Literal["all", "generation"]
-"""All parameters, or the generation expert with its latent and time projections."""
+TrainedPart = Literal["all", "generation", "upper"]
+"""All parameters; the generation expert with its latent and time projections; or the upper half of the
+decoder's layers (both experts), with the final norms and the projection to latents."""
 
 GENERATION_PARTS = ("_moe_gen", "vae2llm", "llm2vae", "time_embedder")
 """Name parts of the generation expert and its latent and time projections."""
+
+
+UPPER_ENDS = ("model.norm.", "model.norm_moe_gen.", "llm2vae")
+"""Name parts of what follows the decoder's layers, but for the head of words."""
 
 
 def trainable(model: UnifiedModel, part: TrainedPart) -> dict[str, nn.Parameter]:
@@ -20,6 +25,10 @@ def trainable(model: UnifiedModel, part: TrainedPart) -> dict[str, nn.Parameter]
     named = {n: p for n, p in model.named_parameters() if "pos_embed" not in n}
     if part == "generation":
         return {n: p for n, p in named.items() if any(piece in n for piece in GENERATION_PARTS)}
+    if part == "upper":
+        num_layers = len(model.language_model.model.layers)
+        pieces = (*(f"model.layers.{i}." for i in range(num_layers // 2, num_layers)), *UPPER_ENDS)
+        return {n: p for n, p in named.items() if any(piece in n for piece in pieces)}
     return named
 
 

@@ -277,6 +277,19 @@ def test_only_the_generation_expert_moves_where_asked(roll: Callable[..., Any]) 
     )
 
 
+def test_only_the_upper_half_of_the_decoder_moves_where_asked(roll: Callable[..., Any]) -> None:
+    rolled = roll()
+    before = weights(rolled)
+    learner_of(rolled, lr=1e-2, train="upper").update(update_of(rolled, ADVANTAGE_BK), 0)
+    moved = {name for name, value in weights(rolled).items() if not torch.equal(before[name], value)}
+    inner = [name for name in before if "model.layers." in name]
+    layers = {name: int(name.split(".layers.")[1].split(".")[0]) for name in inner}
+    num_layers = max(layers.values()) + 1
+    assert {layers[name] for name in moved if name in layers} == set(range(num_layers // 2, num_layers))
+    ends = ("language_model.model.norm_moe_gen.weight", "llm2vae.weight", "llm2vae.bias")
+    assert {name for name in moved if "layers" not in name} == set(ends)
+
+
 def test_the_distance_to_the_starting_policy_is_0_there_and_grows(roll: Callable[..., Any]) -> None:
     rolled = roll()
     learner = learner_of(rolled, lr=1e-3, loss=LossConfig(kl_coef=1.0))
