@@ -36,7 +36,7 @@ from rl.learner import Learner, Update
 from rl.objectives import Drawn
 from rl.scoring import provides, reward_batch
 from rl.train import credited
-from rl.worker import rollout_seeds
+from rl.worker import initial_seeds, rollout_seeds
 from rollout.sample import chain_noise, window_denoiser
 from rollout.window import draw_windows
 
@@ -136,7 +136,7 @@ def batch_gradient(config: RLConfig, policy: Pretrained, step: int) -> Gradient:
             chain,
             condition_of(samples, policy.model.config, policy.codec, chain),
             denoise=window_denoiser(how, windows, chain_seeds_B),
-            noise=chain_noise(chain_seeds_B),
+            noise=chain_noise(initial_seeds(config, step, positions)),
             chains_per_prompt=config.group_size,
         )
         results = score_all(rewards, reward_batch(policy.codec, samples, prompt_B, drawn.images))

@@ -10,7 +10,6 @@ set -euo pipefail
 export OMP_NUM_THREADS=1
 here=$(dirname "$0")
 world=('world.entities=[3,6]' 'world.look_alikes=[0,0]')    # the level chosen in docs/drawing.md
-probes='[true_x_cot,counterfactual_x_cot]'
 declare -A chain=([direct]=direct [direct-mask]=direct [edit-first]=edit_first [blank]=blank [gvcot]=gvcot)
 
 for seed in "$@"; do
@@ -19,6 +18,8 @@ for seed in "$@"; do
         kept=$here/arm-$arm-$seed.bench.json.gz
         [ -e "$kept" ] && continue
         [ -e "$run/final" ] || gvcot sft "arms/$arm" name="arm-$arm-$seed" seed="$seed"
+        probes='[]'
+        [ "$arm" = gvcot ] && probes='[true_x_cot,counterfactual_x_cot]' # arms 6 and 7
         gvcot eval "$run" --split bench "${world[@]}" chain.name="${chain[$arm]}" draws=4 'num_steps=[8]' \
             probes="$probes" threads=1 out="$run"
         metrics=(where what_given_where preservation edit_accuracy)
