@@ -29,6 +29,7 @@ from gvcot.model.tokenizer import WordTokenizer
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
 from gvcot.types import EditSample
+from rewards import mix
 from rewards.registry import build_rewards
 from rl import cluster
 from rl.config import RLConfig
@@ -82,7 +83,7 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
         evaluator = PolicyEvaluator(config, policy, run, tracker)
         with progress_bar() as bar:
             watcher = Watcher(config, run, tracker, bar, start=run.resume_step)
-            reaches = [reward.reaches for reward in rewards.values()]
+            reaches = mix.reaches(rewards, config.rewards, phases)
             train(config, policy, reaches, phases, run, tracker, evaluator, watcher)
         account = {"config": to_dict(config), "metrics": evaluator.latest}
         policy.export(str((run.path / "final").resolve()), account)

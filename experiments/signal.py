@@ -29,12 +29,12 @@ from gvcot.data import scenes
 from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained
 from gvcot.sampler import condition_of, draw
-from rewards.mix import score_all
+from rewards import mix
 from rewards.registry import build_rewards
 from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.objectives import Drawn
-from rl.scoring import provides, reward_batch
+from rl.scoring import provides, reward_batch, score_columns
 from rl.train import credited
 from rl.worker import initial_seeds, rollout_seeds
 from rollout.sample import chain_noise, window_denoiser
@@ -139,11 +139,9 @@ def batch_gradient(config: RLConfig, policy: Pretrained, step: int) -> Gradient:
             noise=chain_noise(initial_seeds(config, step, positions)),
             chains_per_prompt=config.group_size,
         )
-        results = score_all(rewards, reward_batch(policy.codec, samples, prompt_B, drawn.images))
-    scores = {f"raw/{name}": result.raw_B for name, result in results.items()}
-    scores |= {f"valid/{name}": result.valid_B for name, result in results.items()}
-    rows = TensorDict(scores, batch_size=[len(prompt_B)])
-    reaches = [reward.reaches for reward in rewards.values()]
+        batch = reward_batch(policy.codec, samples, prompt_B, drawn.images)
+        rows = TensorDict(dict(score_columns(rewards, batch)), batch_size=[len(prompt_B)])
+    reaches = mix.reaches(rewards, config.rewards, phases)
     (advantage_BK, kept_BK), _ = credited(config, rows, prompt_B, step, reaches, phases)
     update = Update(
         drawn=Drawn(trajectory=drawn.trajectory, prompt_B=prompt_B, chain_seeds_B=chain_seeds_B),

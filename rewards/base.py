@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gvcot import overlay
 from gvcot.errors import DataError, RewardError
 from gvcot.types import EditSample, RewardResult
 
@@ -60,6 +61,22 @@ class RewardBatch:
             )
         return image_B3HW.float()
 
+    def rows(self, index_b: Tensor) -> RewardBatch:
+        """Some of the chains, by their int64 indices; groups keep their numbers."""
+        device = self.source_rt_B3HW.device
+        index_b = index_b.to(device)
+        return RewardBatch(
+            samples=[self.samples[i] for i in index_b.tolist()],
+            images={name: image[index_b] for name, image in self.images.items()},
+            source_rt_B3HW=self.source_rt_B3HW[index_b],
+            target_rt_B3HW=None if self.target_rt_B3HW is None else self.target_rt_B3HW[index_b],
+            group_B=self.group_B[index_b.to(self.group_B.device)],
+        )
+
+    def painted_BHW(self) -> Tensor:
+        """bool (B, H, W): the region that the reasoning image paints. Raises RewardError as `image` does."""
+        return overlay.read(self.image("x_cot"), self.source_rt_B3HW.float())
+
     def mask_BHW(self) -> Tensor:
         """bool (B, H, W): what the instructions refer to."""
         return self._stack([sample.mask_HW for sample in self.samples], "mask")
@@ -85,7 +102,9 @@ class RewardBatch:
 
 
 class Reward(ABC):
-    """One scoring rule. Subclasses set the three class attributes and implement `score`.
+    """One scoring rule. Subclasses set `name`, `requires` and `reaches`, and implement `score`.
+
+    A batch holds whole groups (`batch.group_B`), so a reward may also compare the chains of a group.
 
     Example:
         class Brightness(Reward):
@@ -106,6 +125,9 @@ class Reward(ABC):
 
     reaches: str
     """The last phase whose randomness can change the score: "x_cot" or "x_edit"."""
+
+    tasks: frozenset[str] | None = None
+    """The tasks it scores, set from the recipe; None: all."""
 
     @abstractmethod
     def score(self, batch: RewardBatch) -> RewardResult:

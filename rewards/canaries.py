@@ -21,6 +21,7 @@ from gvcot.types import PaintStyle, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.fidelity import mean_inside
 from rewards.localization import mask_iou
+from rewards.mix import score_all
 
 
 def with_unedited(batch: RewardBatch) -> RewardBatch:
@@ -44,7 +45,7 @@ def with_truth(batch: RewardBatch) -> RewardBatch:
 def unedited(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, RewardResult]:
     """Each reward of the unedited source. Those of x_edit should stay below what the policy earns."""
     copied = with_unedited(batch)
-    return {name: reward.score(copied) for name, reward in rewards.items()}
+    return score_all(rewards, copied)
 
 
 def canaries(batch: RewardBatch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""From the rewards' raw scores to one table, and its overall value for the log.
+"""From the rewards' raw scores to scores as the recipe counts them: tasks, gates, weights.
 
 Weights enter here and in the advantage, never in a reward. Missing scores stay masked: they are not zeros.
 
@@ -8,78 +8,79 @@ Dimension legend: B chains, R reward components.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gvcot.errors import RewardError
-from gvcot.types import RewardResult
+from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.config import RewardConfig
 
 
-class Scores(NamedTuple):
-    """All components of B chains, on the CPU."""
-
-    raw_BR: Tensor
-    """fp32 raw scores; 0 where missing."""
-
-    valid_BR: Tensor
-    """bool; False where missing."""
-
-    names: tuple[str, ...]
-    """Component names, in the recipe's order."""
-
-
 def score_all(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, RewardResult]:
-    """Raw results of every reward.
+    """Raw results of every reward. Chains of tasks that a reward isn't for aren't shown to it: they come back
+    invalid, with NaN for parts.
 
     Raises:
         RewardError: a reward returned something of the wrong form.
     """
-    results = {name: reward.score(batch) for name, reward in rewards.items()}
-    for name, result in results.items():
-        check_result(name, result, len(batch.samples))
-    return results
+    return {name: _score(name, reward, batch) for name, reward in rewards.items()}
 
 
-def combine(results: Mapping[str, RewardResult], configs: Mapping[str, RewardConfig]) -> Scores:
-    """Stack the results in the recipe's order; scores that are not finite become missing.
+def applies(reward: Reward, samples: Sequence[EditSample]) -> Tensor:
+    """bool (B,): the samples whose task the reward is for."""
+    return torch.tensor([reward.tasks is None or sample.task in reward.tasks for sample in samples])
+
+
+def gated(
+    raw_BR: Tensor, valid_BR: Tensor, configs: Mapping[str, RewardConfig]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores as they count: a gated reward has its floor where the reward it hangs on doesn't pass, and is
+    missing where that one is missing.
+
+    Gates look at raw scores, so the order of components and gates on gated rewards don't matter.
 
     Args:
-        results: one per component.
-        configs: the recipe's rewards; their order is the order of the columns.
+        raw_BR, valid_BR: raw scores, in the recipe's order.
+        configs: the recipe's rewards.
 
-    Raises:
-        RewardError: other components than the recipe's, none at all, or a result of the wrong form.
+    Returns:
+        raw_BR and valid_BR to optimise, and bool shut_BR, where a gate replaced a valid score.
     """
-    if not configs or set(results) != set(configs):
-        raise RewardError(
-            f"rewards: the recipe names {sorted(configs)} but results came for {sorted(results)}; score "
-            "exactly the recipe's rewards, at least one"
-        )
-    num_chains = len(results[next(iter(configs))].raw_B)
-    raw, valid = [], []
-    for name in configs:
-        result = results[name]
-        check_result(name, result, num_chains)
-        finite_B = result.raw_B.isfinite()
-        valid.append((result.valid_B & finite_B).cpu())
-        raw.append(torch.where(result.valid_B & finite_B, result.raw_B, 0.0).float().cpu())
-    return Scores(torch.stack(raw, dim=1), torch.stack(valid, dim=1), tuple(configs))
+    names = list(configs)
+    out_BR, valid_out_BR, shut_BR = raw_BR.clone(), valid_BR.clone(), torch.zeros_like(valid_BR)
+    for r, config in enumerate(configs.values()):
+        if config.gate is None:
+            continue
+        judge = names.index(config.gate.on)
+        valid_out_BR[:, r] &= valid_BR[:, judge]
+        shut_BR[:, r] = valid_out_BR[:, r] & (raw_BR[:, judge] <= config.gate.above)
+        out_BR[shut_BR[:, r], r] = config.gate.floor
+    return out_BR, valid_out_BR, shut_BR
 
 
-def count_nonfinite(results: Mapping[str, RewardResult]) -> dict[str, int]:
-    """Per component, how many scores were called valid but are NaN or infinite; `combine` masks them."""
-    return {name: int((r.valid_B & ~r.raw_B.isfinite()).sum()) for name, r in results.items()}
+def reaches(
+    rewards: Mapping[str, Reward], configs: Mapping[str, RewardConfig], phases: Sequence[str]
+) -> list[str]:
+    """The last phase that can change each score as it counts: a gated reward reaches as far as its gate does.
+
+    Args:
+        rewards, configs: of the recipe, by component.
+        phases: names of the chain's phases, in order.
+    """
+    last = {name: reward.reaches for name, reward in rewards.items()}
+    return [
+        last[name] if config.gate is None else max(last[name], last[config.gate.on], key=phases.index)
+        for name, config in configs.items()
+    ]
 
 
 def overall(raw_BR: Tensor, valid_BR: Tensor, weight_R: Tensor) -> Tensor:
-    """Weighted mean over each chain's valid components, weights renormalised over them; for logs only.
+    """Weighted mean over each chain's valid components, weights renormalised over them.
 
     Args:
-        raw_BR, valid_BR: as `combine` gives them.
+        raw_BR, valid_BR: scores, and which exist.
         weight_R: weights >= 0.
 
     Returns:
@@ -89,30 +90,82 @@ def overall(raw_BR: Tensor, valid_BR: Tensor, weight_R: Tensor) -> Tensor:
     return (weight_BR * raw_BR).sum(dim=1) / weight_BR.sum(dim=1)
 
 
+def geometric_mean(raw_BR: Tensor, valid_BR: Tensor, weight_R: Tensor) -> Tensor:
+    """exp of the weighted mean of log r over each chain's valid components: near 0 where any of them is.
+    Scores below 1e-6 count as 1e-6, so that two bad chains can still be told apart by their other scores.
+
+    Args and returns as `overall`.
+    """
+    return overall(raw_BR.float().clamp_min(1e-6).log(), valid_BR, weight_R).exp()
+
+
+def whole(valid_BR: Tensor, group_B: Tensor, weight_R: Tensor) -> Tensor:
+    """bool (B,): chains whose scores may be added up and compared with their group's: they have every
+    component of positive weight that any chain of the group has, and at least one."""
+    wanted_BR = valid_BR & (weight_R > 0)
+    _, index_B = torch.unique(group_B, return_inverse=True)
+    most_PR = torch.zeros(int(index_B.max()) + 1, wanted_BR.shape[1], dtype=torch.int64)
+    most_PR.index_add_(0, index_B, wanted_BR.long())
+    return (wanted_BR == (most_PR[index_B] > 0)).all(dim=1) & wanted_BR.any(dim=1)
+
+
 def weights(configs: Mapping[str, RewardConfig]) -> Tensor:
     """fp32 (R,) weights in the recipe's order."""
     return torch.tensor([config.weight for config in configs.values()], dtype=torch.float32)
 
 
-def missing_share(valid_BR: Tensor) -> Tensor:
-    """fp32 (R,) share of chains whose score is missing, per component."""
-    return 1.0 - valid_BR.float().mean(dim=0)
+def missing_share(valid_BR: Tensor, applies_BR: Tensor) -> Tensor:
+    """fp32 (R,) share of missing scores among those that could exist, per component; 0 where none could."""
+    return (applies_BR & ~valid_BR).float().sum(dim=0) / applies_BR.float().sum(dim=0).clamp_min(1)
 
 
-def check_missing(valid_BR: Tensor, names: Sequence[str], max_missing_share: float) -> None:
+def check_missing(
+    valid_BR: Tensor, applies_BR: Tensor, names: Sequence[str], max_missing_share: float
+) -> None:
     """Stop a run that would train on too few scores.
+
+    Args:
+        valid_BR, applies_BR: bool; which scores exist, and which could.
+        names: of the R components.
+        max_missing_share: of the scores that could exist.
 
     Raises:
         RewardError: a component misses more than `max_missing_share` of its scores.
     """
-    for name, share in zip(names, missing_share(valid_BR).tolist(), strict=True):
+    shares_R = missing_share(valid_BR, applies_BR)
+    for name, share, num in zip(names, shares_R.tolist(), applies_BR.sum(0).tolist(), strict=True):
         if share > max_missing_share:
             raise RewardError(
-                f"reward {name}: {share:.0%} of {len(valid_BR)} scores are missing, at most "
+                f"reward {name}: {share:.0%} of {num} scores are missing, at most "
                 f"{max_missing_share:.0%} may be. A judge may be unreachable, or the samples don't define "
                 "this reward (no target, no change, or change everywhere): check the judge, choose other "
                 "tasks, remove the reward, or raise max_missing_share"
             )
+
+
+def _score(name: str, reward: Reward, batch: RewardBatch) -> RewardResult:
+    rows = applies(reward, batch.samples).nonzero()[:, 0]
+    num = len(batch.samples)
+    if len(rows) == num:
+        result = reward.score(batch)
+        check_result(name, result, num)
+        return result
+    if len(rows) == 0:
+        return RewardResult(raw_B=torch.zeros(num), valid_B=torch.zeros(num, dtype=torch.bool))
+    result = reward.score(batch.rows(rows))
+    check_result(name, result, len(rows))
+    device = result.raw_B.device
+
+    def spread(value: Tensor, fill: float | bool) -> Tensor:
+        return torch.full((num,), fill, dtype=value.dtype, device=device).index_copy(
+            0, rows.to(device), value
+        )
+
+    return RewardResult(
+        raw_B=spread(result.raw_B, 0.0),
+        valid_B=spread(result.valid_B, False),
+        parts={part: spread(value, float("nan")) for part, value in result.parts.items()},
+    )
 
 
 def check_result(name: str, result: RewardResult, num_chains: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gvcot.errors import ConfigError
 from gvcot.plugins import resolve
-from rewards.config import RewardConfig
+from rewards.config import RewardConfig, check_gates
 
 if TYPE_CHECKING:
     from rewards.base import Reward
@@ -38,8 +38,9 @@ def build_rewards(configs: Mapping[str, RewardConfig], provides: Collection[str]
 
     Raises:
         ConfigError: an unknown reward, options it doesn't take, something it requires that isn't
-            given, or a phase in `reaches` that the chain doesn't have.
+            given, a phase in `reaches` that the chain doesn't have, or a gate on a reward that isn't there.
     """
+    check_gates(configs)
     return {name: _build(name, config, provides) for name, config in configs.items()}
 
 
@@ -65,6 +66,8 @@ def _build(name: str, config: RewardConfig, provides: Collection[str]) -> Reward
         )
     if config.reaches is not None:
         reward.reaches = config.reaches
+    if config.tasks is not None:
+        reward.tasks = frozenset(config.tasks)
     if reward.reaches not in provides:
         raise ConfigError(
             f"rewards.{name}.reaches: the chain has no phase {reward.reaches!r}, this chain and dataset give "

@@ -29,9 +29,8 @@ class Advantages(NamedTuple):
     kept_BR: Tensor
     """bool; False for missing scores and for whole groups without a signal."""
 
-    metrics: dict[str, Tensor]
-    """fp32 (R,) each: "mean" and "std" of the raw valid scores, "missing_fraction" of the scores, and
-    "zero_std_fraction", the share of the groups that carry no signal."""
+    zero_std_fraction_R: Tensor
+    """fp32 (R,), the share of the groups that carry no signal."""
 
 
 class _GroupStats(NamedTuple):
@@ -77,7 +76,7 @@ def group_advantage(
     stats = _group_stats(score_BR, valid_BR, index_B)
     signal_MR = (stats.count_MR >= 2) & (stats.std_MR > zero_tol)
     kept_BR = valid_BR & signal_MR[index_B]
-    batch_mean_R, batch_std_R = _masked_mean_std(score_BR, valid_BR)
+    _, batch_std_R = masked_mean_std(score_BR, valid_BR)
 
     centred_BR = score_BR - stats.mean_MR[index_B]
     match std:
@@ -88,13 +87,7 @@ def group_advantage(
         case "none":
             pass
     advantage_BR = torch.where(kept_BR, centred_BR.clamp(-clamp, clamp), 0).to(torch.float32)
-    metrics = {
-        "mean": batch_mean_R.float(),
-        "std": batch_std_R.float(),
-        "missing_fraction": 1 - valid_BR.float().mean(0),
-        "zero_std_fraction": 1 - signal_MR.float().mean(0),
-    }
-    return Advantages(advantage_BR, kept_BR, metrics)
+    return Advantages(advantage_BR, kept_BR, 1 - signal_MR.float().mean(0))
 
 
 def combine(
@@ -118,7 +111,7 @@ def combine(
 def whitened(advantage_B: Float[Tensor, " B"], kept_B: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Mean 0 and standard deviation 1 over the kept chains of the batch (GDPO's last step), so that the sum
     doesn't grow with the number of components; 0 where not kept."""
-    mean, std = _masked_mean_std(advantage_B.double()[:, None], kept_B[:, None])
+    mean, std = masked_mean_std(advantage_B.double()[:, None], kept_B[:, None])
     white_B = ((advantage_B - mean) / std.clamp_min(1e-6)).to(advantage_B.dtype)
     return torch.where(kept_B, white_B, 0)
 
@@ -134,7 +127,7 @@ def _group_stats(score_BR: Tensor, valid_BR: Tensor, index_B: Tensor) -> _GroupS
     return _GroupStats(count_MR, mean_MR, variance_MR.sqrt())
 
 
-def _masked_mean_std(value_BR: Tensor, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
+def masked_mean_std(value_BR: Tensor, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sample standard deviation of each column over its unmasked rows; 0 where there are too few."""
     count_R = mask_BR.sum(0)
     mean_R = torch.where(mask_BR, value_BR, 0).sum(0) / count_R.clamp_min(1)

@@ -31,6 +31,11 @@ class SceneStream:
 class AdvantageConfig:
     """From raw scores to one advantage per phase."""
 
+    normalize: Literal["component", "sum", "geometric_mean"] = "component"
+    """What is centred within its group and divided by its spread: each component before they are weighted and
+    summed (GDPO), the weighted mean of the scores (GRPO), or their weighted geometric mean, which is small
+    where any of them is."""
+
     std: Literal["group", "batch", "none"] = "group"
     """What a component's centred scores are divided by."""
 

@@ -11,15 +11,15 @@ fixed once the reasoning image is drawn, while a judge of the edit depends on bo
     broadcast   every phase gets every reward
 
 Rewards that were settled before a phase began can't be its doing, but they predict what comes after: a good
-edit is likelier on a well-placed region, whatever the edit phase does. With `baseline="upstream"` the part
-of a phase's advantage that such rewards predict is taken off: a baseline that depends on the state in which
+edit is likelier on a well-placed region, whatever the edit phase does. `without_upstream` takes off the part
+of a phase's advantage that such rewards predict: a baseline that depends on the state in which
 the phase began (a control variate), which lowers the gradient's variance and leaves its expectation as it is,
 but for a bias of the order of 1 / B, since the fit is on the same chains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -27,10 +27,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gvcot.errors import ConfigError, closest
+from rewards import mix
 from rl.advantage import combine, whitened
 
 CreditMode = Literal["causal", "broadcast", "factorised"]
-Baseline = Literal["group", "upstream"]
 
 
 def routing(reaches: Sequence[str], phases: Sequence[str], mode: CreditMode) -> Bool[Tensor, "R K"]:
@@ -67,9 +67,6 @@ def route(
     reaches: Sequence[str],
     phases: Sequence[str],
     mode: CreditMode,
-    *,
-    baseline: Baseline = "group",
-    whiten: bool = False,
 ) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """The advantage of each phase: A_ik = sum over the rewards r that train phase k of w_r A_ir.
 
@@ -79,9 +76,6 @@ def route(
         reaches: per component, the last phase whose randomness can change it.
         phases: names of the chain's phases, in order.
         mode: see the module docstring.
-        baseline: "group" is the group's mean alone; "upstream" also takes off what earlier phases' rewards
-            predict (see the module docstring).
-        whiten: whiten each phase's advantages over the batch (see `rl.advantage.whitened`).
 
     Returns:
         advantage_BK (exactly 0 where not kept) and kept_BK, False for (chain, phase) pairs without any
@@ -91,15 +85,62 @@ def route(
         ConfigError: as `routing`.
     """
     routes_RK = routing(reaches, phases, mode).to(advantage_BR.device)
-    advantages, kepts = [], []
-    for k in range(len(phases)):
-        advantage_B, kept_B = combine(advantage_BR, kept_BR, weights_R * routes_RK[:, k])
-        if baseline == "upstream":
-            settled_R = ~routing(reaches, phases, "causal")[:, k].to(advantage_BR.device)
-            advantage_B = residual(advantage_B, kept_B, torch.where(kept_BR, advantage_BR, 0)[:, settled_R])
-        advantages.append(whitened(advantage_B, kept_B) if whiten else advantage_B)
-        kepts.append(kept_B)
+    columns = [combine(advantage_BR, kept_BR, weights_R * routes_RK[:, k]) for k in range(len(phases))]
+    advantages, kepts = zip(*columns, strict=True)
     return torch.stack(advantages, dim=1), torch.stack(kepts, dim=1)
+
+
+def totals(
+    raw_BR: Float[Tensor, "B R"],
+    valid_BR: Bool[Tensor, "B R"],
+    group_B: Int[Tensor, " B"],
+    weights_R: Float[Tensor, " R"],
+    routes_RK: Bool[Tensor, "R K"],
+    mean: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
+    """One score per phase from all the rewards that train it, before anything is normalised.
+
+    Args:
+        raw_BR, valid_BR: scores as they count.
+        group_B: group of each chain.
+        weights_R: weight of each component.
+        routes_RK: from `routing`.
+        mean: `rewards.mix.overall` or `rewards.mix.geometric_mean`.
+
+    Returns:
+        total_BK (0 where not valid) and valid_BK, False where a chain lacks a component that others of its
+        group have: their sums can't be compared.
+    """
+    total_BK = raw_BR.new_zeros(len(raw_BR), routes_RK.shape[1])
+    valid_BK = torch.zeros_like(total_BK, dtype=torch.bool)
+    for k in range(routes_RK.shape[1]):
+        weights = weights_R * routes_RK[:, k]
+        valid_BK[:, k] = mix.whole(valid_BR, group_B, weights)
+        total_BK[:, k] = torch.where(valid_BK[:, k], mean(raw_BR, valid_BR, weights), 0)
+    return total_BK, valid_BK
+
+
+def without_upstream(
+    advantage_BK: Float[Tensor, "B K"],
+    kept_BK: Bool[Tensor, "B K"],
+    advantage_BR: Float[Tensor, "B R"],
+    kept_BR: Bool[Tensor, "B R"],
+    reaches: Sequence[str],
+    phases: Sequence[str],
+) -> Float[Tensor, "B K"]:
+    """Each phase's advantage less what the rewards that were settled before it predict (see the module
+    docstring). Arguments as of `route`."""
+    causal_RK = routing(reaches, phases, "causal").to(advantage_BR.device)
+    known_BR = torch.where(kept_BR, advantage_BR, 0)
+    columns = [
+        residual(advantage_BK[:, k], kept_BK[:, k], known_BR[:, ~causal_RK[:, k]]) for k in range(len(phases))
+    ]
+    return torch.stack(columns, dim=1)
+
+
+def whiten_phases(advantage_BK: Float[Tensor, "B K"], kept_BK: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Each phase whitened over the batch (see `rl.advantage.whitened`)."""
+    return torch.stack([whitened(a, kept) for a, kept in zip(advantage_BK.T, kept_BK.T, strict=True)], dim=1)
 
 
 def residual(

@@ -36,6 +36,8 @@ def step_metrics(
         out[f"reward_std/{name}"] = credit["std"][r].item()
         out[f"reward_missing/{name}"] = credit["missing_fraction"][r].item()
         out[f"reward_zero_std/{name}"] = credit["zero_std_fraction"][r].item()
+        if config.rewards[name].gate is not None:
+            out[f"reward_shut/{name}"] = credit["shut_fraction"][r].item()
     for name, value_B in table(scores, "part").items():
         out[f"reward_part/{name}"] = value_B.nanmean().item()
     for name, value_B in table(scores, "canary").items():

@@ -16,6 +16,7 @@ from gvcot.model.codec import Codec
 from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.canaries import canaries, unedited
+from rewards.mix import applies, score_all
 
 SAMPLE_FIELDS = ("mask", "change_mask", "target", "things")
 """What a sample of Scenes gives to rewards beside its images."""
@@ -50,17 +51,22 @@ def reward_batch(
     )
 
 
+def score_columns(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, Tensor]:
+    """Scores of B chains, as they travel to the driver: "raw/<reward>" fp32, "valid/<reward>" and
+    "applies/<reward>" bool, and "part/<reward>/<part>", each (B,)."""
+    results = score_all(rewards, batch)
+    columns = {f"raw/{name}": r.raw_B for name, r in results.items()}
+    columns |= {f"valid/{name}": r.valid_B for name, r in results.items()}
+    columns |= {f"applies/{name}": applies(reward, batch.samples) for name, reward in rewards.items()}
+    for name, r in results.items():
+        columns |= {f"part/{name}/{part}": value_B for part, value_B in r.parts.items()}
+    return columns
+
+
 def first_of_each_group(batch: RewardBatch) -> RewardBatch:
     """One chain per prompt."""
     keep = torch.cat([torch.tensor([True]), batch.group_B.diff() != 0])
-    rows = keep.nonzero()[:, 0]
-    return RewardBatch(
-        samples=[batch.samples[int(i)] for i in rows],
-        images={name: image[rows] for name, image in batch.images.items()},
-        source_rt_B3HW=batch.source_rt_B3HW[rows],
-        target_rt_B3HW=None if batch.target_rt_B3HW is None else batch.target_rt_B3HW[rows],
-        group_B=batch.group_B[rows],
-    )
+    return batch.rows(keep.nonzero()[:, 0])
 
 
 def watch(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, float]:

@@ -17,10 +17,10 @@ from gvcot.errors import RewardError
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
 from rewards import mix
-from rl.advantage import group_advantage
+from rl.advantage import Advantages, group_advantage, masked_mean_std
 from rl.cluster import WorkerGroup
-from rl.config import RLConfig
-from rl.credit import best_of_group, route
+from rl.config import AdvantageConfig, RLConfig
+from rl.credit import best_of_group, route, routing, totals, whiten_phases, without_upstream
 from rl.metrics import step_metrics
 
 Evaluate = Callable[[int], dict[str, float]]
@@ -106,33 +106,70 @@ def credited(
     Raises:
         RewardError: more than `max_missing_share` of a component's scores are missing.
     """
-    raw_BR = torch.stack([scores[f"raw/{name}"] for name in config.rewards], 1)
-    valid_BR = torch.stack([scores[f"valid/{name}"] for name in config.rewards], 1) & raw_BR.isfinite()
-    raw_BR = raw_BR.where(valid_BR, 0.0)
-    mix.check_missing(valid_BR, list(config.rewards), config.max_missing_share)
+    raw_BR, valid_BR, applies_BR = score_table(config, scores)
+    mean_R, std_R = masked_mean_std(raw_BR.double(), valid_BR)
+    statistics = {
+        "mean": mean_R.float(),
+        "std": std_R.float(),
+        "missing_fraction": mix.missing_share(valid_BR, applies_BR),
+    }
     if config.shuffle_rewards:
         order_B = shuffle_within_groups(group_B, seeds.generator(config.seed, "shuffle", step))
         raw_BR, valid_BR = raw_BR[order_B], valid_BR[order_B]
-    options = config.advantage
-    result = group_advantage(
-        raw_BR, valid_BR, group_B, std=options.std, std_floor=options.std_floor, clamp=options.clamp
-    )
-    weights_R = mix.weights(config.rewards)
-    advantage_BK, kept_BK = route(
-        result.advantage_BR,
-        result.kept_BR,
-        weights_R,
-        reaches,
-        phases,
-        options.credit,
-        baseline=options.baseline,
-        whiten=options.whiten,
-    )
+    raw_BR, valid_BR, shut_BR = mix.gated(raw_BR, valid_BR, config.rewards)
+    (advantage_BK, kept_BK), more = phase_advantages(config, raw_BR, valid_BR, group_B, reaches, phases)
     if config.objective == "rejection":
         kept_BK = best_of_group(advantage_BK, kept_BK, group_B)
-    weights_K = torch.tensor([options.phase_weights.get(phase, 1.0) for phase in phases])
-    overall = mix.overall(raw_BR, valid_BR, weights_R)
-    return (advantage_BK * weights_K, kept_BK), result.metrics | {"overall": overall.nanmean()}
+    weights_K = torch.tensor([config.advantage.phase_weights.get(phase, 1.0) for phase in phases])
+    return (advantage_BK * weights_K, kept_BK), statistics | more | {"shut_fraction": shut_BR.float().mean(0)}
+
+
+def score_table(config: RLConfig, scores: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+    """The components' scores as raw_BR (0 where missing), valid_BR and applies_BR, in the recipe's order.
+
+    Raises:
+        RewardError: more than `max_missing_share` of a component's scores are missing.
+    """
+    raw_BR, valid_BR, applies_BR = (
+        torch.stack([scores[f"{what}/{name}"] for name in config.rewards], 1)
+        for what in ("raw", "valid", "applies")
+    )
+    valid_BR = valid_BR & raw_BR.isfinite() & applies_BR
+    mix.check_missing(valid_BR, applies_BR, list(config.rewards), config.max_missing_share)
+    return raw_BR.where(valid_BR, 0.0), valid_BR, applies_BR
+
+
+def phase_advantages(
+    config: RLConfig, raw_BR: Tensor, valid_BR: Tensor, group_B: Tensor, reaches: list[str], phases: list[str]
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """Scores as they count -> ((advantage_BK, kept_BK), "overall" and "zero_std_fraction")."""
+    options, weights_R = config.advantage, mix.weights(config.rewards)
+    mean = mix.geometric_mean if options.normalize == "geometric_mean" else mix.overall
+    parts = centred(options, raw_BR, valid_BR, group_B)
+    if options.normalize == "component":
+        scored = parts.advantage_BR, parts.kept_BR
+        advantage_BK, kept_BK = route(*scored, weights_R, reaches, phases, options.credit)
+    else:
+        routes_RK = routing(reaches, phases, options.credit)
+        sums = totals(raw_BR, valid_BR, group_B, weights_R, routes_RK, mean)
+        advantage_BK, kept_BK, _ = centred(options, *sums, group_B)
+    if options.baseline == "upstream":
+        advantage_BK = without_upstream(
+            advantage_BK, kept_BK, parts.advantage_BR, parts.kept_BR, reaches, phases
+        )
+    if options.whiten:
+        advantage_BK = whiten_phases(advantage_BK, kept_BK)
+    return (advantage_BK, kept_BK), {
+        "overall": mean(raw_BR, valid_BR, weights_R).nanmean(),
+        "zero_std_fraction": parts.zero_std_fraction_R,
+    }
+
+
+def centred(options: AdvantageConfig, raw_BR: Tensor, valid_BR: Tensor, group_B: Tensor) -> Advantages:
+    """`group_advantage` as configured."""
+    return group_advantage(
+        raw_BR, valid_BR, group_B, std=options.std, std_floor=options.std_floor, clamp=options.clamp
+    )
 
 
 def advantage_rows(chains: TensorDict, routed: tuple[Tensor, Tensor]) -> TensorDict:

@@ -24,14 +24,13 @@ from gvcot.model.pretrained import load_pretrained, save_pretrained
 from gvcot.model.unified import UnifiedModel
 from gvcot.sampler import condition_of, draw
 from gvcot.types import EditSample
-from rewards.mix import score_all
 from rewards.registry import build_rewards
 from rl import probes
 from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, register
 from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.objectives import Drawn
-from rl.scoring import provides, reward_batch, watch
+from rl.scoring import provides, reward_batch, score_columns, watch
 from rollout.sample import chain_noise, window_denoiser
 from rollout.tensors import from_tensordict, table, to_tensordict
 from rollout.window import draw_windows
@@ -104,21 +103,14 @@ class PolicyWorker(Worker):
 
     @register(dispatch_mode=dispatch_nd)
     def score(self, chains: TensorDict) -> TensorDict:
-        """B drawn chains -> B rows "{raw,valid}/<reward>", "part/<reward>/<part>", "canary/<name>"."""
+        """B drawn chains -> B rows of `rl.scoring.score_columns`, and "canary/<name>"."""
         index_P, prompt_B = prompts_of(chains["index"])
         batch = reward_batch(self._policy.codec, self._samples(index_P), prompt_B, table(chains, "images"))
-        results = score_all(self._rewards, batch)
         num = len(prompt_B)
-        parts = {f"{name}/{part}": value for name, r in results.items() for part, value in r.parts.items()}
-        canary = {name: torch.full((num,), value) for name, value in watch(self._rewards, batch).items()}
-        tables = {
-            "raw": {name: r.raw_B for name, r in results.items()},
-            "valid": {name: r.valid_B for name, r in results.items()},
-            "part": parts,
-            "canary": canary,
-        }
-        leaves = {f"{prefix}/{name}": v for prefix, values in tables.items() for name, v in values.items()}
-        return TensorDict(leaves, batch_size=[num])
+        columns = score_columns(self._rewards, batch)
+        for name, value in watch(self._rewards, batch).items():
+            columns[f"canary/{name}"] = torch.full((num,), value)
+        return TensorDict({key: value.cpu() for key, value in columns.items()}, batch_size=[num])
 
     @register(dispatch_mode=dispatch_nd)
     def update(self, chains: TensorDict) -> TensorDict:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvcot.errors import RewardError
+from gvcot import overlay
+from gvcot.errors import ConfigError, RewardError
 from gvcot.types import RewardResult
-from rewards import mix
-from rewards.config import RewardConfig
+from rewards import base, mix
+from rewards.base import Reward
+from rewards.config import GateConfig, RewardConfig, check_gates
 
 NAN, INF = float("nan"), float("inf")
 
@@ -26,21 +31,6 @@ def result(values, valid=None, **parts):
 
 def configs(**weights):
     return {name: RewardConfig(type=name, weight=weight) for name, weight in weights.items()}
-
-
-def test_columns_follow_the_recipe_not_the_results():
-    scores = mix.combine({"b": result([3.0, 4.0]), "a": result([1.0, 2.0])}, configs(a=1, b=1))
-    assert scores.names == ("a", "b")
-    assert scores.raw_BR.tolist() == [[1, 3], [2, 4]]
-    assert scores.valid_BR.all()
-
-
-def test_missing_and_non_finite_scores_are_masked_and_counted():
-    results = {"a": result([0.5, NAN, INF, NAN], [True, True, True, False])}
-    raw, valid, _ = mix.combine(results, configs(a=1))
-    assert valid[:, 0].tolist() == [True, False, False, False]
-    assert raw[:, 0].tolist() == [0.5, 0, 0, 0]
-    assert mix.count_nonfinite(results) == {"a": 2}
 
 
 def test_overall_by_hand():
@@ -72,24 +62,117 @@ def test_overall_stays_between_the_components_and_ignores_the_scale_of_weights(w
 
 
 def test_a_weight_of_zero_is_scored_but_does_not_count():
-    raw, valid, names = mix.combine({"a": result([1.0]), "b": result([0.0])}, configs(a=1, b=0))
-    assert names == ("a", "b")
+    raw, valid = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
     assert mix.overall(raw, valid, mix.weights(configs(a=1, b=0))).item() == 1
+
+
+def test_geometric_mean_by_hand():
+    """4^(1/4) * 0.25^(3/4); a score of 0 leaves next to nothing; what is missing is left out."""
+    raw = torch.tensor([[4.0, 0.25], [1.0, 0.0], [0.3, 0.0]])
+    valid = torch.tensor([[True, True], [True, True], [True, False]])
+    mean = mix.geometric_mean(raw, valid, mix.weights(configs(a=1, b=3)))
+    assert mean.tolist() == pytest.approx([0.5, 1e-6**0.75, 0.3], rel=1e-4)
+
+
+def gate_b_on_a(above: float, floor: float = 0.0):
+    return {
+        "b": RewardConfig(type="b", gate=GateConfig(on="a", above=above, floor=floor)),
+        "a": RewardConfig(type="a", weight=0.0),
+    }
+
+
+def test_gates_by_hand():
+    """Passes above the threshold only; below it the floor, not the raw score; missing where the judge is."""
+    raw = torch.tensor([[0.9, 0.6], [0.9, 0.5], [0.9, 0.0], [0.0, 0.9]])
+    valid = torch.tensor([[True, True], [True, True], [True, False], [False, True]])
+    out, valid_out, shut = mix.gated(raw, valid, gate_b_on_a(0.5, floor=-1.0))
+    assert out[:2, 0].tolist() == [pytest.approx(0.9), -1.0]
+    assert valid_out[:, 0].tolist() == [True, True, False, False]
+    assert shut[:, 0].tolist() == [False, True, False, False]
+    assert torch.equal(out[:, 1], raw[:, 1])
+    assert torch.equal(valid_out[:, 1], valid[:, 1])
+
+
+def test_a_gate_hangs_on_another_reward_of_the_recipe():
+    for on in ("nothing", "b"):
+        with pytest.raises(ConfigError, match=rf"rewards.b.gate.on: there is no other reward '{on}'"):
+            check_gates({"b": RewardConfig(type="b", gate=GateConfig(on=on, above=0.5))})
+    check_gates(gate_b_on_a(0.5))
+
+
+def test_a_gated_reward_reaches_as_far_as_its_gate(make_batch):
+    rewards = {"b": PaintedArea(), "a": Preference()}
+    assert mix.reaches(rewards, gate_b_on_a(0.5), ["x_cot", "x_edit"]) == ["x_edit", "x_edit"]
+    assert mix.reaches(rewards, configs(b=1, a=1), ["x_cot", "x_edit"]) == ["x_cot", "x_edit"]
+
+
+class PaintedArea(Reward):
+    """Share of the image that is painted."""
+
+    name, requires, reaches = "painted_area", frozenset({"x_cot"}), "x_cot"
+
+    def score(self, batch):
+        area_B = batch.painted_BHW().float().mean(dim=(1, 2))
+        return base.result(area_B, twice=2 * area_B)
+
+
+class Preference(Reward):
+    """Share of the chain's group that is darker than it: a comparison of pairs."""
+
+    name, requires, reaches = "preference", frozenset({"x_edit"}), "x_edit"
+
+    def score(self, batch):
+        light_B = batch.image("x_edit").mean(dim=(1, 2, 3))
+        same_BB = batch.group_B[:, None] == batch.group_B
+        wins_BB = same_BB & (light_B[:, None] > light_B)
+        return base.result(wins_BB.sum(1) / (same_BB.sum(1) - 1))
+
+
+def test_a_reward_may_compare_the_chains_of_a_group(make_batch, square):
+    shades = torch.tensor([0.1, 0.2, 0.3, 0.3, 0.2, 0.1])[:, None, None, None].expand(-1, 3, 16, 16)
+    batch = make_batch([square(2, 2, 6, 6)] * 6, images={"x_edit": shades})
+    batch = replace(batch, group_B=torch.tensor([0, 0, 0, 1, 1, 1]))
+    result = mix.score_all({"preference": Preference()}, batch)["preference"]
+    assert result.raw_B.tolist() == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_a_reward_for_some_tasks_sees_no_other(make_batch, square):
+    batch = make_batch([square(2, 2, 6, 6)] * 4, images={"x_cot": painted(make_batch, square, 4)})
+    tasks = ["removal", "color", "removal", "pose"]
+    batch = replace(
+        batch, samples=[replace(s, task=task) for s, task in zip(batch.samples, tasks, strict=True)]
+    )
+    reward = PaintedArea()
+    everywhere = reward.score(batch)
+    reward.tasks = frozenset({"removal", "pose"})
+    some = mix.score_all({"area": reward}, batch)["area"]
+    assert some.valid_B.tolist() == [True, False, True, True]
+    assert torch.equal(some.raw_B[some.valid_B], everywhere.raw_B[some.valid_B])
+    assert some.parts["twice"].isnan().tolist() == [False, True, False, False]
+    assert mix.applies(reward, batch.samples).tolist() == some.valid_B.tolist()
+    reward.tasks = frozenset({"motion"})
+    assert not mix.score_all({"area": reward}, batch)["area"].valid_B.any()
+
+
+def painted(make_batch, square, num):
+    source = make_batch([square(2, 2, 6, 6)] * num).source_rt_B3HW
+    return overlay.paint(source, torch.from_numpy(np.stack([square(2, 2, 6, 6)] * num)), ["mask"] * num)
 
 
 def test_too_many_missing_scores_stop_the_run():
     valid = torch.tensor([[True, False], [True, True], [True, False], [True, True]])
-    assert mix.missing_share(valid).tolist() == [0, 0.5]
-    mix.check_missing(valid, ("iou", "judge"), 0.5)
+    every = torch.ones_like(valid)
+    assert mix.missing_share(valid, every).tolist() == [0, 0.5]
+    mix.check_missing(valid, every, ("iou", "judge"), 0.5)
     with pytest.raises(RewardError, match=r"reward judge: 50% of 4 scores are missing, at most 40%.*judge"):
-        mix.check_missing(valid, ("iou", "judge"), 0.4)
+        mix.check_missing(valid, every, ("iou", "judge"), 0.4)
 
 
-def test_other_components_than_the_recipes_are_refused():
-    with pytest.raises(RewardError, match=r"names \['a', 'b'\] but results came for \['a'\]"):
-        mix.combine({"a": result([1.0])}, configs(a=1, b=1))
-    with pytest.raises(RewardError, match="at least one"):
-        mix.combine({}, {})
+def test_only_scores_that_could_exist_are_missing():
+    valid = torch.tensor([[True], [False], [False], [False]])
+    applies = torch.tensor([[True], [True], [False], [False]])
+    assert mix.missing_share(valid, applies).tolist() == [0.5]
+    assert mix.missing_share(valid, torch.zeros_like(valid)).tolist() == [0]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from gvcot.errors import ConfigError
 from rewards.base import Reward
-from rewards.config import RewardConfig
-from rewards.mix import combine, score_all
+from rewards.config import GateConfig, RewardConfig
+from rewards.mix import score_all
 from rewards.registry import REWARDS, build_rewards
 
 EVERYTHING = {"x_cot", "x_edit", "mask", "change_mask", "target", "things"}
@@ -58,9 +58,21 @@ def test_ones_own_reward_is_named_by_module_and_class(own_module, make_batch, sq
         "mask_iou": RewardConfig(type="mask_iou"),
     }
     results = score_all(build_rewards(configs, EVERYTHING), make_batch([square(2, 2, 6, 6)] * 3))
-    scores = combine(results, configs)
-    assert scores.names == ("dim", "bright", "mask_iou")
-    assert scores.raw_BR[0].tolist() == pytest.approx([-0.2, -0.4, 0.0])
+    assert {name: r.raw_B[0].item() for name, r in results.items()} == pytest.approx(
+        {"dim": -0.2, "bright": -0.4, "mask_iou": 0.0}
+    )
+
+
+def test_tasks_and_gates_come_from_the_recipe():
+    configs = {
+        "some": RewardConfig(type="preservation", tasks=("color", "pose")),
+        "all": RewardConfig(type="preservation", gate=GateConfig(on="some", above=0.5)),
+    }
+    built = build_rewards(configs, EVERYTHING)
+    assert built["some"].tasks == {"color", "pose"}
+    assert built["all"].tasks is None
+    with pytest.raises(ConfigError, match=r"rewards.all.gate.on: there is no other reward 'some'"):
+        build_rewards({"all": configs["all"]}, EVERYTHING)
 
 
 def test_options_reach_the_reward():

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from gvcot.errors import ConfigError
-from rl.credit import best_of_group, route, routing
+from rewards.mix import geometric_mean, overall
+from rl.credit import best_of_group, route, routing, totals, whiten_phases, without_upstream
 
 PHASES = ("x_cot", "x_edit")
 REACHES = ("x_cot", "x_edit", "x_edit")  # mask IoU, judge, fidelity
@@ -46,8 +47,10 @@ def test_three_phases_in_order():
 def test_the_edit_phase_never_sees_the_reasoning_reward(mode: str, whiten: bool):
     advantage_BR, kept_BR = scores()
     louder_BR = advantage_BR * torch.tensor([1000.0, 1.0, 1.0])
-    before, _ = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, mode, whiten=whiten)
-    after, _ = route(louder_BR, kept_BR, WEIGHTS, REACHES, PHASES, mode, whiten=whiten)
+    before, kept = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, mode)
+    after, _ = route(louder_BR, kept_BR, WEIGHTS, REACHES, PHASES, mode)
+    if whiten:
+        before, after = whiten_phases(before, kept), whiten_phases(after, kept)
     assert torch.equal(before[:, 1], after[:, 1])
     assert not torch.equal(before[:, 0], after[:, 0])
 
@@ -58,8 +61,8 @@ def test_upstream_baseline_takes_off_what_the_region_explains():
     advantage_BR = torch.stack([region_B, 2 * region_B + own_B], dim=1)
     kept_BR = torch.ones(4, 2, dtype=torch.bool)
     reaches, weights = ("x_cot", "x_edit"), torch.tensor([1.0, 3.0])
-    plain, _ = route(advantage_BR, kept_BR, weights, reaches, PHASES, "causal")
-    based, kept_BK = route(advantage_BR, kept_BR, weights, reaches, PHASES, "causal", baseline="upstream")
+    plain, kept_BK = route(advantage_BR, kept_BR, weights, reaches, PHASES, "causal")
+    based = without_upstream(plain, kept_BK, advantage_BR, kept_BR, reaches, PHASES)
     torch.testing.assert_close(based[:, 1], 3 * own_B)
     assert torch.equal(based[:, 0], plain[:, 0])  # nothing comes before the reasoning image
     assert kept_BK.all()
@@ -70,11 +73,12 @@ def test_upstream_baseline_survives_missing_and_constant_rewards():
     kept_BR[0, 0] = kept_BR[1, 1] = False
     advantage_BR[0, 0] = float("nan")
     advantage_BR[:, 2] = 0
-    route_args = (WEIGHTS, REACHES, PHASES, "causal")
-    based, kept_BK = route(advantage_BR, kept_BR, *route_args, baseline="upstream")
+    routed, kept_BK = route(advantage_BR, kept_BR, WEIGHTS, REACHES, PHASES, "causal")
+    based = without_upstream(routed, kept_BK, advantage_BR, kept_BR, REACHES, PHASES)
     assert based.isfinite().all()
     assert kept_BK.all()
-    nothing, _ = route(advantage_BR * 0, torch.zeros_like(kept_BR), *route_args, baseline="upstream")
+    none_BR, none_BK = torch.zeros_like(kept_BR), torch.zeros_like(kept_BK)
+    nothing = without_upstream(routed * 0, none_BK, advantage_BR * 0, none_BR, REACHES, PHASES)
     assert nothing[:, 1].eq(0).all()
 
 
@@ -107,3 +111,31 @@ def test_rejection_keeps_the_best_chain_of_each_group_with_a_signal() -> None:
     # a missing score is never the best, even where all others are bad
     kept_BK[1] = False
     assert best_of_group(advantage_BK, kept_BK, group_B)[:, 0].tolist() == [True] + [False] * 4 + [True]
+
+
+RAW_BR = torch.tensor([[0.4, 0.1], [0.4, 0.9], [0.8, 0.4], [0.2, 0.2]])
+TWO = torch.tensor([1.0, 3.0])
+TWO_ROUTES = routing(["x_cot", "x_edit"], PHASES, "causal")
+
+
+def test_totals_by_hand():
+    """Reasoning: (1 r_0 + 3 r_1) / 4; the edit sees the second score alone."""
+    total_BK, valid_BK = totals(RAW_BR, RAW_BR > 0, torch.zeros(4).long(), TWO, TWO_ROUTES, overall)
+    torch.testing.assert_close(total_BK[:, 0], torch.tensor([0.175, 0.775, 0.5, 0.2]))
+    torch.testing.assert_close(total_BK[:, 1], RAW_BR[:, 1])
+    assert valid_BK.all()
+
+
+def test_geometric_totals_by_hand():
+    """Equal weights: sqrt(r_0 r_1)."""
+    total_BK, _ = totals(RAW_BR, RAW_BR > 0, torch.zeros(4).long(), torch.ones(2), TWO_ROUTES, geometric_mean)
+    torch.testing.assert_close(total_BK[:, 0], torch.tensor([0.2, 0.6, 0.32**0.5, 0.2]))
+
+
+def test_a_chain_that_lacks_a_score_its_group_has_is_not_compared_by_what_is_left():
+    valid_BR = torch.tensor([[True, False], [True, True], [True, False], [True, False]])
+    group_B = torch.tensor([0, 0, 1, 1])  # nobody of group 1 has the second score
+    total_BK, valid_BK = totals(RAW_BR, valid_BR, group_B, TWO, TWO_ROUTES, overall)
+    assert valid_BK.tolist() == [[False, False], [True, True], [True, False], [True, False]]
+    torch.testing.assert_close(total_BK[2:, 0], RAW_BR[2:, 0])
+    assert total_BK.isfinite().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gvcot.errors import RewardError
 from gvcot.seeds import generator
-from rewards.config import RewardConfig
+from rewards.config import GateConfig, RewardConfig
 from rl.config import AdvantageConfig, RLConfig
 from rl.train import advantage_rows, check_gap, credited, prompts, shuffle_within_groups
 
@@ -25,13 +26,17 @@ def config(**changes: Any) -> RLConfig:
     return RLConfig(**(plain | {"rewards": rewards} | changes))
 
 
-def scores(mask_iou: Tensor, edit: Tensor, valid_edit: Tensor | None = None) -> TensorDict:
+def scores(
+    mask_iou: Tensor, edit: Tensor, valid_edit: Tensor | None = None, applies_edit: Tensor | None = None
+) -> TensorDict:
     every = torch.ones(len(mask_iou), dtype=torch.bool)
     columns = {
         "raw/mask_iou": mask_iou,
         "raw/edit_accuracy": edit,
         "valid/mask_iou": every,
         "valid/edit_accuracy": every if valid_edit is None else valid_edit,
+        "applies/mask_iou": every,
+        "applies/edit_accuracy": every if applies_edit is None else applies_edit,
     }
     return TensorDict(columns, batch_size=[len(mask_iou)])
 
@@ -79,6 +84,58 @@ def test_missing_scores_are_masked_and_not_zeros() -> None:
     assert advantage_BK[0, 1] == 0.0
     assert advantage_BK[1:4, 1].sum().abs() < 1e-5  # centred over the three that exist
     torch.testing.assert_close(stats["missing_fraction"], torch.tensor([0.0, 0.125]))
+
+
+def gate_on_mask_iou() -> RLConfig:
+    gated = RewardConfig(type="edit_accuracy", gate=GateConfig(on="mask_iou", above=0.3))
+    return config(rewards={"mask_iou": RewardConfig(type="mask_iou"), "edit_accuracy": gated})
+
+
+def test_a_shut_gate_gives_the_floor_and_is_counted() -> None:
+    """Chains 0 and 1 paint too little for their edits to count, so 2 and 3 are better by .3, not .2."""
+    options = AdvantageConfig(std="none")
+    gated = replace(gate_on_mask_iou(), advantage=options)
+    (advantage_BK, kept_BK), stats = credited(gated, scores(MASK_B, EDIT_B), GROUP_B, 0, REACHES, PHASES)
+    torch.testing.assert_close(advantage_BK[:4, 1], torch.tensor([-0.15, -0.15, 0.15, 0.15]))
+    assert kept_BK.all()
+    torch.testing.assert_close(stats["shut_fraction"], torch.tensor([0.0, 0.25]))
+    torch.testing.assert_close(stats["mean"], torch.stack([MASK_B.mean(), EDIT_B.mean()]))  # raw all the same
+
+
+def test_normalizing_the_sum_lets_the_wider_component_decide() -> None:
+    """Scores of ten times the spread decide a sum; components that are normalised first count the same."""
+    narrow, wide = torch.tensor([0.10, 0.12, 0.14, 0.16] * 2), torch.tensor([0.8, 0.6, 0.4, 0.2] * 2)
+    table, rows = scores(wide, narrow), slice(0, 4)
+    equal = AdvantageConfig(std_floor=1e-6)
+    (advantage_BK, _), _ = credited(config(advantage=equal), table, GROUP_B, 0, REACHES, PHASES)
+    assert advantage_BK[rows, 0].abs().max() < 1e-3
+    summed = AdvantageConfig(std_floor=1e-6, normalize="sum")
+    (advantage_BK, _), _ = credited(config(advantage=summed), table, GROUP_B, 0, REACHES, PHASES)
+    torch.testing.assert_close(
+        advantage_BK[rows, 0], torch.tensor([1.162, 0.387, -0.387, -1.162]), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(
+        advantage_BK[rows, 0], -advantage_BK[rows, 1]
+    )  # the edit has its own score only
+
+
+def test_the_geometric_mean_prefers_the_chain_that_is_good_at_both() -> None:
+    both, one = torch.tensor([0.5, 1.0, 0.1, 0.1] * 2), torch.tensor([0.5, 0.0, 0.1, 0.2] * 2)
+    options = AdvantageConfig(normalize="geometric_mean", std="none")
+    (advantage_BK, _), stats = credited(
+        config(advantage=options), scores(both, one), GROUP_B, 0, REACHES, PHASES
+    )
+    assert advantage_BK[:4, 0].argmax() == 0
+    assert advantage_BK[:4, 0].argmin() == 1
+    assert stats["overall"] < 0.2
+
+
+def test_samples_of_other_tasks_miss_nothing() -> None:
+    applies = torch.tensor([True] * 4 + [False] * 4)
+    table = scores(MASK_B, EDIT_B, applies, applies)
+    (_, kept_BK), stats = credited(config(max_missing_share=0.0), table, GROUP_B, 0, REACHES, PHASES)
+    assert kept_BK[:, 1].tolist() == applies.tolist()
+    torch.testing.assert_close(stats["missing_fraction"], torch.zeros(2))
 
 
 def test_scores_that_are_not_finite_count_as_missing() -> None:
