@@ -18,9 +18,12 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gvcot.config import load_dump
 from gvcot.errors import DataError
 from gvcot.run_dir import write_atomic
 from gvcot.tracking import read_metrics
+from rl.alarms import rings_of
+from rl.config import RLConfig
 
 SHEETS_PER_TAG = 4
 """Pictures of one kind that are embedded, evenly spread over the run."""
@@ -75,6 +78,7 @@ def build_report(run_dir: Path) -> Path:
         title=_title(run_dir),
         subtitle=_subtitle(metrics, origin, git),
         evaluations=read_evaluations(run_dir),
+        alarms=read_alarms(run_dir, metrics),
         curves=[(area, plot_area(series)) for area, series in group_by_area(metrics).items()],
         sheets=_sheets(run_dir),
         config=(run_dir / "config.yaml").read_text(),
@@ -92,6 +96,14 @@ def read_evaluations(run_dir: Path) -> list[Evaluation]:
         record = json.loads(path.read_text())
         by_name[record["name"]][record["step"]] = record["metrics"]
     return [_evaluation(name, by_step) for name, by_step in sorted(by_name.items())]
+
+
+def read_alarms(run_dir: Path, metrics: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """What rang in an RL run, in words; None for other runs."""
+    path = run_dir / "config.yaml"
+    if "alarms" not in yaml.safe_load(path.read_text()):
+        return None
+    return [str(ring) for ring in rings_of(load_dump(RLConfig, path).active_alarms(), metrics)]
 
 
 def group_by_area(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,11 +28,12 @@ from gvcot.data.show import drawn_sheet
 from gvcot.errors import ConfigError, closest
 from gvcot.model.tokenizer import WordTokenizer
 from gvcot.run_dir import RunDir
-from gvcot.tracking import Tracker
+from gvcot.tracking import Tracker, read_metrics
 from gvcot.types import EditSample
 from rewards import mix
 from rewards.registry import build_rewards
 from rl import cluster
+from rl.alarms import Alarms
 from rl.config import RLConfig
 from rl.probes import Evaluation
 from rl.scoring import provides
@@ -118,20 +120,38 @@ class PolicyEvaluator:
 
 
 class Watcher:
-    """Progress bar, panels and rollout tables of training steps."""
+    """Progress bar, panels, rollout tables and alarms of training steps."""
 
     def __init__(self, config: RLConfig, run: RunDir, tracker: Tracker, bar: Progress, start: int) -> None:
         self._config, self._run, self._tracker, self._bar = config, run, tracker, bar
         self._task = bar.add_task("RL", total=config.steps, completed=start)
+        self._alarms = Alarms(config.active_alarms())
+        for line in read_metrics(run.path):  # of a run that goes on
+            self._alarms.update(line["step"], line)
 
-    def __call__(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> None:
-        """After each step: its chains, their scores and the step's scalars."""
+    def __call__(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> bool:
+        """After each step: its chains, their scores and the step's scalars. True if an alarm of `stop_on`
+        rings."""
         shown = "  ".join(f"{name} {metrics[f'reward/{name}']:.3f}" for name in self._config.rewards)
         self._bar.update(self._task, completed=step, description=shown)
         if self._config.panel_every and step % self._config.panel_every == 0:
             samples = [self._sample(int(i)) for i in chains["index"]]
             self._panel(step, chains, samples)
             self._table(step, scores, samples)
+        return self._watch(step, metrics)
+
+    def _watch(self, step: int, metrics: dict[str, float]) -> bool:
+        before = self._alarms.ringing()
+        rings = self._alarms.update(step, metrics)
+        changed = {k: v for k, v in self._alarms.ringing().items() if v != before.get(k, 0.0)}
+        if changed:
+            self._tracker.log(step, changed)
+        for ring in rings:
+            self._bar.console.print(f"[bold red]alarm[/] {escape(str(ring))}")
+        stopping = [ring for ring in rings if ring.name in self._config.stop_on]
+        if stopping:
+            self._bar.console.print(f"training ends at step {step}: stop_on names {stopping[0].name}")
+        return bool(stopping)
 
     def _panel(self, step: int, chains: TensorDict, samples: list[EditSample]) -> None:
         group = self._config.group_size

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
-from gvcot.errors import ConfigError
+from gvcot.errors import ConfigError, closest
 from gvcot.types import ChainConfig
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
@@ -157,6 +157,58 @@ class RLEvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AlarmConfig:
+    """Rings when a curve of training rollouts leaves its bounds; see `rl.alarms`."""
+
+    metric: str
+    """A logged name, such as "canary/area_ratio" or "reward/held_out_judge"."""
+
+    minus: str | None = None
+    """Another logged name, which is subtracted first."""
+
+    above: float | None = None
+    """Rings above this."""
+
+    below: float | None = None
+    """Rings below this."""
+
+    relative_to: Literal["zero", "start", "best"] = "zero"
+    """What the limits mean: the smoothed value itself, or its change as a share of where it began or of the
+    best it has been (-0.05: five percent less)."""
+
+    span: int = 20
+    """Steps of smoothing (exponential); an alarm is silent during its first span."""
+
+    patience: int = 10
+    """Steps in a row beyond the limit before it rings."""
+
+    def __post_init__(self) -> None:
+        if self.above is None and self.below is None:
+            raise ConfigError(f"alarms: the one on {self.metric} has no limit; give it above, below or both")
+        if self.span < 1 or self.patience < 1:
+            raise ConfigError(
+                f"alarms: span and patience of the one on {self.metric} must be at least 1; "
+                f"got {self.span} and {self.patience}"
+            )
+
+
+def default_alarms() -> dict[str, AlarmConfig]:
+    """What a policy must not do, whatever its rewards. The limits are several times what sound runs of the
+    tiny recipe show."""
+    return {
+        "paint_grows": AlarmConfig(metric="canary/area_ratio", relative_to="start", above=0.3, below=-0.3),
+        "overlay_leaks": AlarmConfig(metric="canary/overlay_leak", above=0.01),
+        "saturates": AlarmConfig(metric="canary/saturation", above=0.02),
+        "whitens": AlarmConfig(metric="canary/white", above=0.02),
+        "roughness_drifts": AlarmConfig(
+            metric="canary/roughness", relative_to="start", above=0.2, below=-0.2
+        ),
+        "edits_fade": AlarmConfig(metric="canary/change_inside", relative_to="start", below=-0.4),
+        "groups_collapse": AlarmConfig(metric="canary/group_spread", relative_to="start", below=-0.6),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RLConfig:
     """One RL run."""
 
@@ -190,6 +242,12 @@ class RLConfig:
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: RLEvalConfig = field(default_factory=RLEvalConfig)
+
+    alarms: dict[str, AlarmConfig | None] = field(default_factory=dict)
+    """Alarms beside, or instead of, the default ones (see `default_alarms`); null silences a default one."""
+
+    stop_on: tuple[str, ...] = ()
+    """Alarms that end training when they ring; the run saves, evaluates and exports as at its end."""
 
     max_missing_share: float = 0.5
     """The run stops when a larger share of a component's scores is missing."""
@@ -239,7 +297,15 @@ class RLConfig:
                 "chains of a group would be the same; use rollout.initial_noise=chain, or "
                 "objective=reverse_window"
             )
+        for name in self.stop_on:
+            if name not in self.active_alarms():
+                raise ConfigError(f"stop_on: no alarm {name!r}; {closest(name, self.active_alarms())}")
         if self.loss.updates_per_rollout < 1:
             raise ConfigError(
                 f"loss.updates_per_rollout: expected at least 1; got {self.loss.updates_per_rollout}"
             )
+
+    def active_alarms(self) -> dict[str, AlarmConfig]:
+        """The default alarms and the recipe's own, by name."""
+        chosen: dict[str, AlarmConfig | None] = {**default_alarms(), **self.alarms}
+        return {name: alarm for name, alarm in chosen.items() if alarm is not None}

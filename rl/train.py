@@ -27,8 +27,8 @@ Evaluate = Callable[[int], dict[str, float]]
 """step -> metrics of the averaged policy; logs its own panels."""
 
 
-OnStep = Callable[[int, TensorDict, TensorDict, dict[str, float]], None]
-"""(step, chains, their scores, the step's scalars)."""
+OnStep = Callable[[int, TensorDict, TensorDict, dict[str, float]], bool]
+"""(step, chains, their scores, the step's scalars) -> whether training should end."""
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
         run: where checkpoints go; it says where to resume.
         tracker: where metrics go.
         evaluate: called before, between and after.
-        on_step: called after each step (progress, panels).
+        on_step: called after each step (progress, panels, alarms); may end training.
 
     Raises:
         RewardError: too many scores are missing, or rollout and replay disagree.
@@ -77,7 +77,8 @@ def train(
         clock.lap("save")
         spent += clock.total
         tracker.log(step, metrics | clock.metrics())
-        on_step(step, chains, scores, metrics)
+        if on_step(step, chains, scores, metrics):
+            break
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
             tracker.log(step, evaluate(step))
     save(run, policy, step)

@@ -134,6 +134,27 @@ def test_one_worker_computes_what_two_do(straight: Path, policy_folder: Path, tm
 
 
 @pytest.mark.slow
+def test_an_alarm_ends_the_run_as_its_last_step_would(policy_folder: Path, tmp_path: Path) -> None:
+    alarm = "{metric: canary/unedited/preservation, above: 0.5, span: 1, patience: 2}"
+    stopped = run(
+        tmp_path / "stopped",
+        policy_folder,
+        "steps=5",
+        "cluster.num_workers=1",
+        f"alarms.copies={alarm}",
+        "stop_on=[copies]",
+    )
+    assert [line["step"] for line in lines(stopped)] == [1, 2]
+    assert [line["step"] for line in read_metrics(stopped) if "eval/mask_iou" in line] == [0, 2]
+    assert [line["step"] for line in read_metrics(stopped) if "alarm/copies" in line] == [2]
+    assert (stopped / "final" / "ema.safetensors").is_file()
+    assert (
+        "step 2: copies: canary/unedited/preservation is 1 (limit 0.5)"
+        in (stopped / "report.html").read_text()
+    )
+
+
+@pytest.mark.slow
 def test_sharded_workers_compute_what_replicated_ones_do(
     straight: Path, policy_folder: Path, tmp_path: Path
 ) -> None:
