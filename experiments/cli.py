@@ -307,6 +307,68 @@ def rewards_describe(
     typer.echo(f"{name}{inspect.signature(cls)}\n\n{inspect.getdoc(cls)}")
 
 
+@rewards_app.command("try")
+def rewards_try(
+    name: Annotated[str, typer.Argument(help='A built-in name or "package.module:Class".')],
+    options: Annotated[list[str] | None, typer.Argument(help="The reward's options: key=value.")] = None,
+    split: Annotated[Literal["train", "val"], typer.Option(help="Which scenes.")] = "val",
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 6,
+    behaviour: Annotated[
+        list[str] | None,
+        typer.Option(help='What is drawn: a planted behaviour, or "model"; may be repeated.'),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Whose codec and chains.")] = "warm_start",
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("reward.png"),
+) -> None:
+    """Score planted behaviours and a model's own chains, with a picture of both: what does a reward see?"""
+    from rich.console import Console
+
+    from experiments import try_reward
+    from gvcot.config import parse
+    from gvcot.data import scenes
+    from gvcot.model.pretrained import find_model, load_pretrained
+    from rewards.config import RewardConfig
+    from rewards.planted import BEHAVIOURS
+    from rewards.registry import build_rewards
+    from rl.scoring import SAMPLE_FIELDS
+
+    config = parse(RewardConfig, [f"type={name}", *(f"options.{option}" for option in options or [])])
+    reward = build_rewards({"reward": config}, {"x_cot", "x_edit", *SAMPLE_FIELDS})["reward"]
+    samples = scenes.samples(split, range(count))
+    behaviours = behaviour or ["model", *BEHAVIOURS]
+    batches = try_reward.chains(load_pretrained(find_model(checkpoint)), samples, behaviours)
+    results = {drawn: reward.score(batch) for drawn, batch in batches.items()}
+    Console().print(try_reward.score_table(results))
+    try_reward.save(try_reward.sheet(batches, results), out)
+    typer.echo(out)
+
+
+@rewards_app.command("hacks")
+def rewards_hacks(
+    recipe: Annotated[str, typer.Argument(help="An RL recipe.")] = "tiny",
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 256,
+) -> None:
+    """Set a recipe's rewards against planted hacks: what fools them, and which alarm would ring."""
+    from rich.console import Console
+
+    from experiments import try_reward
+    from gvcot.config import load
+    from gvcot.data import scenes
+    from gvcot.model.pretrained import find_model, load_pretrained
+    from rewards.planted import BEHAVIOURS
+    from rewards.registry import build_rewards
+    from rl.config import RLConfig
+    from rl.scoring import SAMPLE_FIELDS
+
+    config = load(RLConfig, _named("rl", recipe), overrides or [])
+    rewards = build_rewards(config.rewards, {"x_cot", "x_edit", *SAMPLE_FIELDS})
+    samples = scenes.samples("val", range(count), size=config.data.size, world=config.data.world)
+    batches = try_reward.chains(load_pretrained(find_model(config.model)), samples, list(BEHAVIOURS))
+    weights = {name: reward.weight for name, reward in config.rewards.items()}
+    Console().print(try_reward.hack_table(rewards, weights, config.active_alarms(), batches))
+
+
 def _named(group: str, recipe: str) -> str:
     """`tiny` -> `rl/tiny`; files and full names stay as they are."""
     is_file = recipe.endswith((".yaml", ".yml"))
