@@ -34,6 +34,7 @@ from rewards import mix
 from rewards.registry import build_rewards
 from rl import cluster
 from rl.alarms import Alarms
+from rl.collect import Collector, Inline, Overlapped, RewardWorker
 from rl.config import RLConfig
 from rl.probes import Evaluation
 from rl.scoring import provides
@@ -54,7 +55,7 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
     Raises:
         ConfigError, ResourceError, CheckpointError, RewardError: see the parts.
     """
-    options = config.cluster
+    options, scoring = config.cluster, config.reward_workers
     chain = Chain(config.chain, WordTokenizer(), has_vit=True)
     rewards = build_rewards(config.rewards, provides(chain))
     phases = [phase.name for phase in chain.phases]
@@ -68,6 +69,8 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
         options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
         address=options.address,
+        other_cpus=scoring.num_workers * scoring.cpus_per_worker,
+        other_gpus=scoring.num_workers * scoring.gpus_per_worker,
     )
     try:
         policy = cluster.worker_group(
@@ -86,12 +89,29 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
         with progress_bar() as bar:
             watcher = Watcher(config, run, tracker, bar, start=run.resume_step)
             reaches = mix.reaches(rewards, config.rewards, phases)
-            train(config, policy, reaches, phases, run, tracker, evaluator, watcher)
+            collect = collector(config, policy, model)
+            train(config, policy, collect, reaches, phases, run, tracker, evaluator, watcher)
         account = {"config": to_dict(config), "metrics": evaluator.latest}
         policy.export(str((run.path / "final").resolve()), account)
         tracker.hparams(flatten(to_dict(config)), evaluator.latest)
     finally:
         cluster.stop()
+
+
+def collector(config: RLConfig, policy: cluster.WorkerGroup, model: Path) -> Collector:
+    """Rolls out and scores as configured."""
+    options = config.reward_workers
+    if not options.num_workers:
+        return Inline(policy)
+    scorers = cluster.ActorPool(
+        RewardWorker,
+        options.num_workers,
+        config,
+        str(model.resolve()),
+        cpus=options.cpus_per_worker,
+        gpus=options.gpus_per_worker,
+    )
+    return Overlapped(policy, scorers, options.chunks)
 
 
 class PolicyEvaluator:

@@ -121,6 +121,8 @@ def start(
     *,
     gpus_per_worker: int = 0,
     address: str | None = None,
+    other_cpus: float = 0.0,
+    other_gpus: float = 0.0,
     object_store_mb: int = 300,
     log_to_driver: bool = False,
 ) -> None:
@@ -132,6 +134,7 @@ def start(
         gpus_per_worker: 0 or 1.
         address: of a running Ray cluster ("auto" for the one this machine belongs to). The checkout must lie
             at the same path on all of its machines. None starts Ray here.
+        other_cpus, other_gpus: in all, for actors of an `ActorPool`.
         object_store_mb: shared memory for data in flight between processes; only for a Ray started here.
         log_to_driver: print what workers print.
 
@@ -139,7 +142,10 @@ def start(
         ResourceError: if CPUs or GPUs don't suffice, or the cluster can't be reached. Without this check a
             worker that doesn't fit would be waited for forever.
     """
-    asked = {"CPU": num_workers * cpus_per_worker, "GPU": num_workers * gpus_per_worker}
+    asked = {
+        "CPU": num_workers * cpus_per_worker + other_cpus,
+        "GPU": num_workers * gpus_per_worker + other_gpus,
+    }
     env_vars = _worker_env(cpus_per_worker, use_gpu=gpus_per_worker > 0)
     if address is None:
         have = {"CPU": len(os.sched_getaffinity(0)), "GPU": torch.cuda.device_count()}
@@ -211,6 +217,42 @@ def worker_group(
     return group
 
 
+class ActorPool:
+    """Processes of one class that take jobs one at a time, the least busy first."""
+
+    def __init__(self, cls: type, num_actors: int, *args: Any, cpus: float = 1.0, gpus: float = 0.0) -> None:
+        """
+        Args:
+            cls: a plain class, importable by name.
+            args: passed to every actor's `__init__`.
+            cpus, gpus: reserved for each; fractions are allowed.
+        """
+        remote = ray.remote(cls).options(num_cpus=cpus, num_gpus=gpus)
+        self._actors = [remote.remote(*args) for _ in range(num_actors)]
+        self._pending: list[list[ray.ObjectRef]] = [[] for _ in self._actors]
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def submit(self, method: str, *args: Any) -> ray.ObjectRef:
+        """Ask the actor with the fewest unfinished jobs; returns at once, with a promise for `gather`."""
+        self.num_pending()
+        chosen = min(range(len(self._actors)), key=lambda i: len(self._pending[i]))
+        job = getattr(self._actors[chosen], method).remote(*args)
+        self._pending[chosen].append(job)
+        return job
+
+    def num_pending(self) -> int:
+        """Jobs that are not finished."""
+        for jobs in self._pending:
+            _, jobs[:] = ray.wait(jobs, num_returns=len(jobs), timeout=0) if jobs else ([], [])
+        return sum(map(len, self._pending))
+
+    def gather(self, jobs: list[ray.ObjectRef]) -> list[Any]:
+        """Results in the order of `jobs`; raises a job's own `GvcotError`."""
+        return _raising_causes(ray.get)(jobs)
+
+
 def stop() -> None:
     """End all workers, free their reservations and leave Ray. Safe to call twice."""
     while _started:
@@ -247,11 +289,11 @@ def _check_reachable(address: str, timeout_s: float = 5.0) -> None:
         raise ResourceError(f"no Ray cluster answers at {address!r} ({error}). {_CLUSTER_REMEDY}") from error
 
 
-def _check_resources(asked: dict[str, int], have: dict[str, int], where: str) -> None:
+def _check_resources(asked: dict[str, float], have: dict[str, int], where: str) -> None:
     for name, number in asked.items():
         if number > have[name]:
             raise ResourceError(
-                f"the recipe asks for {number} {name}s for its workers, but {where} {have[name]}. "
+                f"the recipe asks for {number:g} {name}s for its workers, but {where} {have[name]}. "
                 "Lower the number of workers or of CPUs per worker, or use a larger machine or cluster."
             )
 

@@ -120,6 +120,31 @@ class RLOptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RewardWorkersConfig:
+    """Where rewards are computed: by the policy workers, or by workers of their own while rollouts go on."""
+
+    num_workers: int = 0
+    """Reward workers; 0: each policy worker scores the chains that it drew."""
+
+    cpus_per_worker: float = 0.5
+    """CPUs reserved for each; a fraction, or 0, where a reward mostly waits for a judge. It has one thread
+    for each whole one, and at least one."""
+
+    gpus_per_worker: float = 0.0
+    chunks: int = 2
+    """Parts that a step's prompts are drawn in; each is scored while the next one is drawn. The policy does
+    not move meanwhile, so all chains are on-policy."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0 or self.chunks < 1 or self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
+            raise ConfigError(
+                "reward_workers: expected num_workers, cpus_per_worker and gpus_per_worker of at least 0 and "
+                f"chunks of at least 1; got {self.num_workers}, {self.cpus_per_worker}, "
+                f"{self.gpus_per_worker} and {self.chunks}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """Where the workers run."""
 
@@ -241,6 +266,7 @@ class RLConfig:
     nft: NFTConfig = field(default_factory=NFTConfig)
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    reward_workers: RewardWorkersConfig = field(default_factory=RewardWorkersConfig)
     eval: RLEvalConfig = field(default_factory=RLEvalConfig)
 
     alarms: dict[str, AlarmConfig | None] = field(default_factory=dict)
@@ -284,6 +310,13 @@ class RLConfig:
             raise ConfigError(
                 f"prompts_per_step={self.prompts_per_step} can't be dealt evenly to "
                 f"cluster.num_workers={self.cluster.num_workers}; use a multiple"
+            )
+        parts = self.reward_workers.chunks * self.cluster.num_workers
+        if self.reward_workers.num_workers and self.prompts_per_step % parts:
+            raise ConfigError(
+                f"prompts_per_step={self.prompts_per_step} can't be cut into "
+                f"reward_workers.chunks={self.reward_workers.chunks} parts for "
+                f"cluster.num_workers={self.cluster.num_workers}; use a multiple of {parts}"
             )
         plain = self.rollout.noise_level == 0 or self.rollout.window_size == 0
         if self.objective == "reverse_window" and plain:

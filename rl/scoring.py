@@ -6,17 +6,63 @@ Legend: B chains, P prompts, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from gvcot.chain import Chain
+from gvcot.data import scenes
 from gvcot.data.images import to_tensor
 from gvcot.model.codec import Codec
 from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.canaries import canaries, unedited
 from rewards.mix import applies, score_all
+from rl.config import SceneStream
+from rollout.tensors import table
+
+
+class TrainingScenes:
+    """The samples of a run's stream by index; the latest ones are kept."""
+
+    def __init__(self, data: SceneStream) -> None:
+        self._data = data
+        self._sample = lru_cache(maxsize=4096)(self._generate)
+
+    def __call__(self, index_P: Tensor) -> list[EditSample]:
+        """The samples of P indices."""
+        return [self._sample(int(i)) for i in index_P]
+
+    def _generate(self, index: int) -> EditSample:
+        data = self._data
+        return scenes.generate(data.seed, index, split="train", size=data.size, world=data.world)
+
+
+class Scorer:
+    """Scores drawn chains with a recipe's rewards; the same in policy workers and reward workers."""
+
+    def __init__(self, rewards: Mapping[str, Reward], codec: Codec, samples: TrainingScenes) -> None:
+        self._rewards, self._codec, self._samples = rewards, codec, samples
+
+    @torch.no_grad()
+    def __call__(self, chains: TensorDict) -> TensorDict:
+        """B drawn chains -> B rows of `score_columns`, and "canary/<name>"."""
+        index_P, prompt_B = prompts_of(chains["index"])
+        batch = reward_batch(self._codec, self._samples(index_P), prompt_B, table(chains, "images"))
+        columns = score_columns(self._rewards, batch)
+        num = len(prompt_B)
+        for name, value in watch(self._rewards, batch).items():
+            columns[f"canary/{name}"] = torch.full((num,), value)
+        return TensorDict({key: value.cpu() for key, value in columns.items()}, batch_size=[num])
+
+
+def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Adjacent equal indices are one prompt: (index of each prompt (P,), prompt of each chain (B,))."""
+    index_P, prompt_B = torch.unique_consecutive(index_B, return_inverse=True)
+    return index_P, prompt_B
+
 
 SAMPLE_FIELDS = ("mask", "change_mask", "target", "things")
 """What a sample of Scenes gives to rewards beside its images."""

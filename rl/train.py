@@ -19,6 +19,7 @@ from gvcot.tracking import Tracker
 from rewards import mix
 from rl.advantage import Advantages, group_advantage, masked_mean_std
 from rl.cluster import WorkerGroup
+from rl.collect import Collector
 from rl.config import AdvantageConfig, RLConfig
 from rl.credit import best_of_group, route, routing, totals, whiten_phases, without_upstream
 from rl.metrics import step_metrics
@@ -34,6 +35,7 @@ OnStep = Callable[[int, TensorDict, TensorDict, dict[str, float]], bool]
 def train(
     config: RLConfig,
     policy: WorkerGroup,
+    collect: Collector,
     reaches: list[str],
     phases: list[str],
     run: RunDir,
@@ -45,6 +47,7 @@ def train(
 
     Args:
         policy: workers that are loaded, or restored where the run is resumed.
+        collect: rolls out and scores.
         reaches: per component, the last phase whose randomness can change it.
         phases: names of the chain's phases.
         run: where checkpoints go; it says where to resume.
@@ -61,10 +64,8 @@ def train(
     spent = 0.0
     while step < config.steps and (config.max_seconds is None or spent < config.max_seconds):
         clock = Clock()
-        chains = policy.rollout(prompts(config, step))
-        clock.lap("rollout")
-        scores = policy.score(chains)
-        clock.lap("score")
+        chains, scores, seconds = collect(prompts(config, step))
+        clock.lap("collect")
         advantage, credit = credited(config, scores, chains["position"], step, reaches, phases)
         updates = policy.update(advantage_rows(chains, advantage))
         clock.lap("update")
@@ -76,7 +77,7 @@ def train(
             save(run, policy, step)
         clock.lap("save")
         spent += clock.total
-        tracker.log(step, metrics | clock.metrics())
+        tracker.log(step, metrics | seconds | clock.metrics())
         if on_step(step, chains, scores, metrics):
             break
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:

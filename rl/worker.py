@@ -8,12 +8,10 @@ from __future__ import annotations
 import copy
 import random
 import resource
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 
 from gvcot import checkpoint, distributed, seeds
 from gvcot.chain import Chain
@@ -23,16 +21,15 @@ from gvcot.model.config import UnifiedConfig
 from gvcot.model.pretrained import load_pretrained, save_pretrained
 from gvcot.model.unified import UnifiedModel
 from gvcot.sampler import condition_of, draw
-from gvcot.types import EditSample
 from rewards.registry import build_rewards
 from rl import probes
 from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, register
 from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.objectives import Drawn
-from rl.scoring import provides, reward_batch, score_columns, watch
+from rl.scoring import Scorer, TrainingScenes, prompts_of, provides
 from rollout.sample import chain_noise, window_denoiser
-from rollout.tensors import from_tensordict, table, to_tensordict
+from rollout.tensors import from_tensordict, to_tensordict
 from rollout.window import draw_windows
 
 
@@ -67,7 +64,8 @@ class PolicyWorker(Worker):
             for sharded in filter(None, (model, reference)):
                 distributed.shard(sharded, mesh, sharded.language_model.model.layers)
         self._learner = Learner(config, model, self._chain, self.world_size, reference)
-        self._sample = lru_cache(maxsize=4096)(self._generate)
+        self._samples = TrainingScenes(config.data)
+        self._scorer = Scorer(self._rewards, self._policy.codec, self._samples)
 
     @register(dispatch_mode=dispatch_nd)
     @torch.no_grad()
@@ -103,14 +101,8 @@ class PolicyWorker(Worker):
 
     @register(dispatch_mode=dispatch_nd)
     def score(self, chains: TensorDict) -> TensorDict:
-        """B drawn chains -> B rows of `rl.scoring.score_columns`, and "canary/<name>"."""
-        index_P, prompt_B = prompts_of(chains["index"])
-        batch = reward_batch(self._policy.codec, self._samples(index_P), prompt_B, table(chains, "images"))
-        num = len(prompt_B)
-        columns = score_columns(self._rewards, batch)
-        for name, value in watch(self._rewards, batch).items():
-            columns[f"canary/{name}"] = torch.full((num,), value)
-        return TensorDict({key: value.cpu() for key, value in columns.items()}, batch_size=[num])
+        """B drawn chains -> B rows; see `Scorer`."""
+        return self._scorer(chains)
 
     @register(dispatch_mode=dispatch_nd)
     def update(self, chains: TensorDict) -> TensorDict:
@@ -182,13 +174,6 @@ class PolicyWorker(Worker):
     def _encoders(self) -> tuple[UnifiedConfig, Codec, Chain]:
         return self._policy.model.config, self._policy.codec, self._chain
 
-    def _samples(self, index_P: Tensor) -> list[EditSample]:
-        return [self._sample(int(i)) for i in index_P]
-
-    def _generate(self, index: int) -> EditSample:
-        data = self._config.data
-        return scenes.generate(data.seed, index, split="train", size=data.size, world=data.world)
-
 
 def rollout_seeds(config: RLConfig, step: int, positions: list[int]) -> list[int]:
     """A seed per chain, however prompts are dealt to workers."""
@@ -201,9 +186,3 @@ def initial_seeds(config: RLConfig, step: int, positions: list[int]) -> list[int
     if config.rollout.initial_noise == "chain":
         return rollout_seeds(config, step, positions)
     return [seeds.derive(config.seed, "group", step, p) for p in positions for _ in range(config.group_size)]
-
-
-def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Adjacent equal indices are one prompt: (index of each prompt (P,), prompt of each chain (B,))."""
-    index_P, prompt_B = torch.unique_consecutive(index_B, return_inverse=True)
-    return index_P, prompt_B

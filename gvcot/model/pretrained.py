@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from gvcot.errors import CheckpointError
+from gvcot.model.bagel_json import read_bagel_dir
 from gvcot.model.checkpoint import load_unified, save_unified
 from gvcot.model.codec import TinyAE, load_codec, save_codec
 from gvcot.model.tokenizer import WordTokenizer
@@ -75,6 +76,12 @@ def load_pretrained(folder: Path) -> Pretrained:
         )
     codec = load_codec(folder, z=model.config.codec.z, width=model.config.codec.width)
     return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
+
+
+def load_pretrained_codec(folder: Path) -> TinyAE:
+    """Only the codec of a checkpoint folder; raises CheckpointError as `load_pretrained` does."""
+    config = read_bagel_dir(folder)
+    return load_codec(folder, z=config.codec.z, width=config.codec.width)
 
 
 def save_pretrained(

@@ -134,6 +134,20 @@ def test_one_worker_computes_what_two_do(straight: Path, policy_folder: Path, tm
 
 
 @pytest.mark.slow
+def test_reward_workers_score_what_policy_workers_would(policy_folder: Path, tmp_path: Path) -> None:
+    settings = ("steps=2", "cluster.num_workers=1", "prompts_per_step=4")
+    inline = lines(run(tmp_path / "inline", policy_folder, *settings))
+    workers = ("reward_workers.num_workers=1", "reward_workers.chunks=2")
+    overlapped = lines(run(tmp_path / "overlapped", policy_folder, *settings, *workers))
+    for one, other in zip(inline, overlapped, strict=True):
+        own = {name for name in other if name.startswith("reward_worker/")}
+        assert {"reward_worker/queue_depth", "reward_worker/busy"} <= own
+        assert other.keys() - own == one.keys()
+        for name in one:
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.slow
 def test_an_alarm_ends_the_run_as_its_last_step_would(policy_folder: Path, tmp_path: Path) -> None:
     alarm = "{metric: canary/unedited/preservation, above: 0.5, span: 1, patience: 2}"
     stopped = run(

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from tensordict import TensorDict
 
 from gvcot.distributed import init_process_group
-from gvcot.errors import CheckpointError, ResourceError
+from gvcot.errors import CheckpointError, ResourceError, RewardError
 from rl import cluster
 
 
@@ -61,6 +61,37 @@ def test_unreachable_cluster_is_named():
 def test_uneven_spread_over_machines_is_refused():
     with pytest.raises(ResourceError, match="multiple of 2"):
         cluster.worker_group(echo_worker(), 3, 0, num_nodes=2)
+
+
+class Squarer:
+    """A job of an actor pool."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset, self._done = offset, 0
+
+    def square(self, x: int) -> tuple[int, int]:
+        """The result, and how many this actor has had."""
+        if x < 0:
+            raise RewardError(f"cannot take {x}")
+        self._done += 1
+        return x * x + self._offset, self._done
+
+
+@pytest.mark.slow
+def test_a_pool_shares_jobs_out_keeps_their_order_and_raises_their_own_errors():
+    cluster.start(num_workers=1)
+    try:
+        pool = cluster.ActorPool(Squarer, 2, 100, cpus=0.25)
+        jobs = [pool.submit("square", x) for x in range(4)]
+        results = pool.gather(jobs)
+        assert [value for value, _ in results] == [100, 101, 104, 109]
+        assert max(done for _, done in results) == 2
+        assert pool.num_pending() == 0
+        with pytest.raises(RewardError, match="^cannot take -1"):
+            pool.gather([pool.submit("square", -1)])
+        assert pool.gather([pool.submit("square", 2)])[0][0] == 104
+    finally:
+        cluster.stop()
 
 
 @pytest.mark.slow  # about 20 s: three processes import torch and verl
