@@ -63,25 +63,28 @@ def test_uneven_spread_over_machines_is_refused():
         cluster.worker_group(echo_worker(), 3, 0, num_nodes=2)
 
 
-class Squarer:
-    """A job of an actor pool."""
+def squarer() -> type:
+    """A job of an actor pool; local, so that it travels by value."""
 
-    def __init__(self, offset: int) -> None:
-        self._offset, self._done = offset, 0
+    class Squarer:
+        def __init__(self, offset: int) -> None:
+            self._offset, self._done = offset, 0
 
-    def square(self, x: int) -> tuple[int, int]:
-        """The result, and how many this actor has had."""
-        if x < 0:
-            raise RewardError(f"cannot take {x}")
-        self._done += 1
-        return x * x + self._offset, self._done
+        def square(self, x: int) -> tuple[int, int]:
+            """The result, and how many this actor has had."""
+            if x < 0:
+                raise RewardError(f"cannot take {x}")
+            self._done += 1
+            return x * x + self._offset, self._done
+
+    return Squarer
 
 
 @pytest.mark.slow
 def test_a_pool_shares_jobs_out_keeps_their_order_and_raises_their_own_errors():
     cluster.start(num_workers=1)
     try:
-        pool = cluster.ActorPool(Squarer, 2, 100, cpus=0.25)
+        pool = cluster.ActorPool(squarer(), 2, 100, cpus=0.25)
         jobs = [pool.submit("square", x) for x in range(4)]
         results = pool.gather(jobs)
         assert [value for value, _ in results] == [100, 101, 104, 109]
