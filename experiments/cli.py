@@ -19,8 +19,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at the procedural editing world.", no_args_is_help=True)
 rewards_app = typer.Typer(help="The built-in rewards.", no_args_is_help=True)
+judge_app = typer.Typer(help="Vision-language models, or stand-ins, that judge edits.", no_args_is_help=True)
+sweep_app = typer.Typer(help="Run a recipe with many settings and compare them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
+app.add_typer(judge_app, name="judge")
+app.add_typer(sweep_app, name="sweep")
 
 
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
@@ -279,6 +283,18 @@ def data_speed(
         Console().print(table)
 
 
+@judge_app.command("serve")
+def judge_serve(
+    recipe: Annotated[str, typer.Argument(help="A judge's recipe: a shipped name, or a YAML file.")],
+    overrides: Overrides = None,
+    log: Annotated[Path, typer.Option(help="File for vLLM's output.")] = Path("judge.log"),
+) -> None:
+    """Serve a judge behind the OpenAI API: by vLLM, or one that measures Scenes exactly."""
+    from experiments.judge import serve
+
+    serve(_named("judge", recipe), overrides or [], log)
+
+
 @rewards_app.command("list")
 def rewards_list() -> None:
     """Name the built-in rewards."""
@@ -367,6 +383,53 @@ def rewards_hacks(
     batches = try_reward.chains(load_pretrained(find_model(config.model)), samples, list(BEHAVIOURS))
     weights = {name: reward.weight for name, reward in config.rewards.items()}
     Console().print(try_reward.hack_table(rewards, weights, config.active_alarms(), batches))
+
+
+@sweep_app.command("run")
+def sweep_run(
+    recipe: Annotated[str, typer.Argument(help="A sweep recipe: a shipped one's name, or a YAML file.")],
+    overrides: Overrides = None,
+    run_dir: RunFolder = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a sweep, or what is left of it; exit code 1 if a trial did not finish."""
+    from experiments.sweep import run_sweep
+    from experiments.sweep_config import SweepConfig
+    from gvcot.config import load
+
+    config = load(SweepConfig, _named("sweep", recipe), overrides or [])
+    if not run_sweep(config, run_dir, dry_run=dry_run):
+        raise typer.Exit(1)
+
+
+@sweep_app.command("ablate-rewards")
+def sweep_ablate_rewards(
+    recipe: Annotated[
+        str, typer.Argument(help="An RL recipe: a shipped one's name, or a YAML file.")
+    ] = "tiny",
+    overrides: Overrides = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Default: 0; may be repeated.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time; default: what fits.")] = None,
+    run_dir: RunFolder = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure what each reward of a recipe does: alone, left out, gated, and summed before normalisation."""
+    from experiments.ablation import ablation, run_ablation
+    from experiments.sweep import describe
+
+    config = ablation(_named("rl", recipe), overrides or [], seeds=seed or [0], max_concurrent=max_concurrent)
+    if dry_run:
+        describe(config)
+    elif not run_ablation(config, run_dir):
+        raise typer.Exit(1)
+
+
+@sweep_app.command("show")
+def sweep_show(root: Annotated[Path, typer.Argument(help="The sweep's folder.")]) -> None:
+    """Print a sweep's table from what is on disk, and write its report anew."""
+    from experiments.sweep import show
+
+    show(root)
 
 
 def _named(group: str, recipe: str) -> str:

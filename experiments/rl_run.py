@@ -107,10 +107,10 @@ def collector(config: RLConfig, policy: cluster.WorkerGroup, model: Path) -> Col
         RewardWorker,
         options.num_workers,
         config,
-        str(model.resolve()),
         cpus=options.cpus_per_worker,
         gpus=options.gpus_per_worker,
     )
+    scorers.call_all("load", str(model.resolve()))
     return Overlapped(policy, scorers, options.chunks)
 
 

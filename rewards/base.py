@@ -129,6 +129,11 @@ class Reward(ABC):
     tasks: frozenset[str] | None = None
     """The tasks it scores, set from the recipe; None: all."""
 
+    def start(self) -> None:
+        """Called once, before training, in every process that will score: check here what scoring needs,
+        such as a server, and raise a GvcotError that says what is missing."""
+        return
+
     @abstractmethod
     def score(self, batch: RewardBatch) -> RewardResult:
         """Raw score of each chain; missing scores are marked invalid."""

@@ -101,6 +101,7 @@ def _edited(batch: RewardBatch, edit_B3HW: Tensor) -> RewardBatch:
 
 
 def _reasoned(batch: RewardBatch, mask_BHW: Tensor) -> RewardBatch:
-    painted_B3HW = overlay.paint(batch.source_rt_B3HW.float(), mask_BHW, ["mask"] * len(mask_BHW))
+    styles: list[PaintStyle] = ["mask"] * len(mask_BHW)
+    painted_B3HW = overlay.paint(batch.source_rt_B3HW.float(), mask_BHW, styles)
     true = with_truth(batch)
     return replace(true, images=true.images | {"x_cot": painted_B3HW})

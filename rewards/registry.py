@@ -22,6 +22,7 @@ REWARDS: dict[str, str] = {
     "where": "rewards.where:Where",
     "what_given_where": "rewards.where:WhatGivenWhere",
     "x_cot_change_iou": "rewards.where:XCotChangeIoU",
+    "vlm_judge": "rewards.judge.reward:VLMJudge",
 }
 """Name -> "module:Class"; `gvcot.plugins` reads it."""
 

@@ -242,6 +242,10 @@ class ActorPool:
         self._pending[chosen].append(job)
         return job
 
+    def call_all(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every actor and wait for all results; raises an actor's own `GvcotError`."""
+        return self.gather([getattr(actor, method).remote(*args) for actor in self._actors])
+
     def num_pending(self) -> int:
         """Jobs that are not finished."""
         for jobs in self._pending:

@@ -95,10 +95,21 @@ class Overlapped:
 class RewardWorker:
     """A process that scores drawn chains."""
 
-    def __init__(self, config: RLConfig, model_dir: str) -> None:
+    def __init__(self, config: RLConfig) -> None:
+        self._config = config
+
+    def load(self, model_dir: str) -> None:
+        """Build the rewards and read the codec of a model folder.
+
+        Raises:
+            CheckpointError, ConfigError, RewardError: as its parts.
+        """
+        config = self._config
         torch.set_num_threads(max(1, int(config.reward_workers.cpus_per_worker)))
         chain = Chain(config.chain, WordTokenizer(), has_vit=True)
         rewards = build_rewards(config.rewards, provides(chain))
+        for reward in rewards.values():
+            reward.start()
         self._scorer = Scorer(rewards, load_pretrained_codec(Path(model_dir)), TrainingScenes(config.data))
 
     def score(self, chains: TensorDict) -> tuple[TensorDict, float]:

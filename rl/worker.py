@@ -58,6 +58,8 @@ class PolicyWorker(Worker):
         model = self._policy.model
         self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
         self._rewards = build_rewards(config.rewards, provides(self._chain))
+        for reward in self._rewards.values():
+            reward.start()
         # copied before sharding: a sharded model can't be
         reference = copy.deepcopy(model).requires_grad_(False) if config.loss.kl_coef > 0 else None
         if config.cluster.sharding == "fsdp2":

@@ -22,11 +22,7 @@ def dry(run: Callable[..., object], recipe: str, *overrides: str) -> None:
     assert run(recipe, list(overrides), resume="auto", dry_run=True, run_dir=None) is None
 
 
-TRAINING = [
-    (run_sft if name.startswith("sft/") else run_rl, name)
-    for name in recipe_names()
-    if not name.startswith("eval/")
-]
+TRAINING = [(run, name) for kind, run in (("sft", run_sft), ("rl", run_rl)) for name in recipe_names(kind)]
 
 
 @pytest.mark.parametrize(("run", "recipe"), TRAINING)

@@ -43,7 +43,9 @@ def own_module(tmp_path, monkeypatch):
 
 
 def test_every_built_in_reward_is_built_by_name():
-    built = build_rewards({name: RewardConfig(type=name) for name in REWARDS}, EVERYTHING)
+    needed = {"vlm_judge": {"endpoints": [{"base_url": "http://localhost:1/v1", "model": "m"}]}}
+    configs = {name: RewardConfig(type=name, options=needed.get(name, {})) for name in REWARDS}
+    built = build_rewards(configs, EVERYTHING)
     assert list(built) == list(REWARDS)
     for name, reward in built.items():
         assert isinstance(reward, Reward)
