@@ -81,6 +81,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_its_results(
         wait_for(lambda: 2 in training_steps(first), 300)
         other = root / "no-format-seed0"
         wait_for((other / "config.yaml").is_file, 60)  # beside the first one
+        assert {p.nice() for p in trial_processes(root)} == {psutil.Process().nice()}
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 1
     wait_for(lambda: not trial_processes(root), 60)
