@@ -120,8 +120,8 @@ class Reward(ABC):
     """What the reward is called where no recipe names it."""
 
     requires: frozenset[str]
-    """Phases and sample fields it reads, of {"x_cot", "x_edit", "mask", "change_mask", "target", "things"}; a
-    recipe whose chain or dataset doesn't give them is refused."""
+    """Phases and sample fields it reads, of {"x_cot", "x_edit", "mask", "change_mask", "target", "things",
+    "region_caption"}; a recipe whose chain or dataset doesn't give them is refused."""
 
     reaches: str
     """The last phase whose randomness can change the score: "x_cot" or "x_edit"."""

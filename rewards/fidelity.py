@@ -1,6 +1,6 @@
 """Rewards of the edited image, measured against known pixels.
 
-Both compare with codec round trips, so the codec's own loss is never taken for the policy's. Both use the
+All compare with codec round trips, so the codec's own loss is never taken for the policy's. All use the
 *ground-truth* change mask, never the painted region: that one could be enlarged at will.
 
 Dimension legend: B chains, H W pixels. Images are float in [-1, 1].
@@ -95,13 +95,25 @@ class Preservation(Reward):
         self.tau = tau
 
     def score(self, batch: RewardBatch) -> RewardResult:
-        change_BHW, known_B = batch.change_mask_BHW()
-        outside_BHW = ~change_BHW
-        error_B3HW = batch.image("x_edit") - batch.source_rt_B3HW.float()
-        rmse_B = mean_inside(error_B3HW.square_(), outside_BHW).sqrt() / 2
-        valid_B = known_B & outside_BHW.flatten(1).any(dim=1)
-        psnr_B = -20 * rmse_B.clamp_min(10 ** (-MAX_PSNR_DB / 20)).log10()
-        return result(torch.exp(-rmse_B / self.tau), valid_B, psnr_db=psnr_B)
+        outside_BHW, valid_B = outside(batch)
+        rmse_B = rmse_inside(batch.image("x_edit"), batch.source_rt_B3HW.float(), outside_BHW)
+        return result(torch.exp(-rmse_B / self.tau), valid_B, psnr_db=psnr_db(rmse_B))
+
+
+def outside(batch: RewardBatch) -> tuple[Tensor, Tensor]:
+    """bool (B, H, W) where nothing may change, and bool (B,) whether that is known and anywhere."""
+    change_BHW, known_B = batch.change_mask_BHW()
+    return ~change_BHW, known_B & ~change_BHW.flatten(1).all(dim=1)
+
+
+def rmse_inside(one_B3HW: Tensor, other_B3HW: Tensor, mask_BHW: Tensor) -> Tensor:
+    """fp32 (B,) root mean squared error over the masked pixels and RGB, as a share of the pixel range."""
+    return mean_inside((one_B3HW - other_B3HW).square_(), mask_BHW).sqrt() / 2
+
+
+def psnr_db(rmse_B: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of errors as a share of the pixel range, at most MAX_PSNR_DB."""
+    return -20 * rmse_B.clamp_min(10 ** (-MAX_PSNR_DB / 20)).log10()
 
 
 def mean_inside(value_B3HW: Tensor, mask_BHW: Tensor) -> Tensor:

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 REWARDS: dict[str, str] = {
     "mask_iou": "rewards.localization:MaskIoU",
+    "box_iou": "rewards.localization:BoxIoU",
+    "multi_region": "rewards.localization:MultiRegion",
     "soft_dice": "rewards.localization:SoftDice",
     "format": "rewards.localization:Format",
     "edit_accuracy": "rewards.fidelity:EditAccuracy",
     "preservation": "rewards.fidelity:Preservation",
+    "psnr": "rewards.perceptual:Psnr",
+    "ssim": "rewards.perceptual:Ssim",
+    "lpips": "rewards.perceptual:Lpips",
+    "clip_image": "rewards.clip:ClipImage",
+    "clip_direction": "rewards.clip:ClipDirection",
     "where": "rewards.where:Where",
     "what_given_where": "rewards.where:WhatGivenWhere",
     "x_cot_change_iou": "rewards.where:XCotChangeIoU",
@@ -35,7 +42,7 @@ def build_rewards(configs: Mapping[str, RewardConfig], provides: Collection[str]
         serve
             twice with other options.
         provides: what the chain and dataset give: phases ("x_cot", "x_edit") and sample fields ("mask",
-            "change_mask", "target", "things").
+            "change_mask", "target", "things", "region_caption").
 
     Raises:
         ConfigError: an unknown reward, options it doesn't take, something it requires that isn't

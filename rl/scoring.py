@@ -64,7 +64,7 @@ def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:
     return index_P, prompt_B
 
 
-SAMPLE_FIELDS = ("mask", "change_mask", "target", "things")
+SAMPLE_FIELDS = ("mask", "change_mask", "target", "things", "region_caption")
 """What a sample of Scenes gives to rewards beside its images."""
 
 

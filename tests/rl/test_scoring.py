@@ -35,7 +35,7 @@ def round_trip(policy: Pretrained, index: int) -> Tensor:
 
 def test_a_chain_provides_its_phases_and_the_sample_s_truth(policy: Pretrained) -> None:
     direct = Chain(ChainConfig(name="direct"), policy.tokenizer, has_vit=True)
-    assert provides(direct) == {"x_edit", "mask", "change_mask", "target", "things"}
+    assert provides(direct) == {"x_edit", "mask", "change_mask", "target", "things", "region_caption"}
     assert "x_cot" in provides(Chain(ChainConfig(), policy.tokenizer, has_vit=True))
 
 
