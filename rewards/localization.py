@@ -365,7 +365,8 @@ def _connected(mask_HW: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _areas(codes: Any) -> np.ndarray:
-    return np.asarray(rle.area(codes), dtype=np.float64)
+    # One by one: with numpy 2, pycocotools 2.0.11 refuses more than 255 codes at once.
+    return np.array([rle.area(code) for code in codes], dtype=np.float64)
 
 
 def _encode(mask_BHW: Tensor) -> Any:

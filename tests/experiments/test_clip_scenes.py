@@ -38,6 +38,9 @@ def test_contrast_by_hand() -> None:
     one = torch.eye(2)
     assert contrast(one, one, 3.0).item() == pytest.approx(math.log(1 + math.exp(-3)))
     assert contrast(one, one.flip(0), 3.0).item() == pytest.approx(math.log(1 + math.exp(3)))
+    # Both partners alike: by rows a toss-up, by columns one is right and one wrong.
+    rows, columns = math.log(2), (math.log(1 + math.exp(-3)) + math.log(1 + math.exp(3))) / 2
+    assert contrast(one, one[[0, 0]], 3.0).item() == pytest.approx((rows + columns) / 2)
 
 
 def test_a_training_is_saved_and_can_be_loaded_and_repeated(tmp_path: Path) -> None:

@@ -81,6 +81,15 @@ def test_iou_equals_counting_pixels(seed, density):
     assert mask_iou(one, other)[0].tolist() == pytest.approx(expected.tolist())
 
 
+def test_a_batch_may_be_large():
+    masks = torch.ones(300, 8, 8, dtype=torch.bool)
+    masks[:, 4:] = False
+    everything = torch.ones_like(masks)
+    assert mask_iou(masks, everything)[0].tolist() == [0.5] * 300
+    assert box_iou(masks, everything).tolist() == [0.5] * 300
+    assert multi_region(masks, everything)[0].tolist() == [0.5] * 300
+
+
 @given(seed=st.integers(0, 10_000))
 def test_iou_is_symmetric_and_ignores_flips(seed):
     rng = np.random.default_rng(seed)
