@@ -91,7 +91,7 @@ def gates(rewards: Mapping[str, RewardConfig]) -> tuple[str, ...]:
     something already are left as they are."""
     by_type = {reward.type: name for name, reward in rewards.items()}
     return tuple(
-        as_override(f"rewards.{name}.gate", {"on": by_type[hard], "above": above})
+        as_override(f"rewards.{name}.gate", {"reward": by_type[hard], "above": above})
         for name, reward in rewards.items()
         if reward.weight > 0 and reward.gate is None
         for hard, above in [GATES.get(reward.type, ("", 0.0))]

@@ -149,6 +149,7 @@ def opened(root: Path) -> Iterator[None]:
 
 def schedule(config: SweepConfig, root: Path, waiting: Sequence[tuple[Trial, RunConfig]]) -> None:
     """Run trials, as many at a time as fit, until all have ended or the user interrupts."""
+    kept = {name: os.environ[name] for name in (NICENESS,) if name in os.environ}
     launches = [
         {
             "root": str(root.resolve()),
@@ -157,6 +158,7 @@ def schedule(config: SweepConfig, root: Path, waiting: Sequence[tuple[Trial, Run
             "folder": str(Path.cwd()),
             "cpus": cpus_reserved(config, run),
             "gpus": gpus_reserved(run),
+            "env": kept | {"OMP_NUM_THREADS": str(cpus_reserved(config, run))},
         }
         for trial, run in waiting
     ]
@@ -199,9 +201,7 @@ def trainable(settings: dict[str, Any]) -> None:
     from ray import tune
 
     it = settings["launch"]
-    record = run_trial(
-        Path(it["root"]), it["trial"], it["command"], threads=it["cpus"], folder=Path(it["folder"])
-    )
+    record = run_trial(Path(it["root"]), it["trial"], it["command"], env=it["env"], folder=Path(it["folder"]))
     tune.report({"failed": record.state == "failed", "seconds": record.seconds})
 
 

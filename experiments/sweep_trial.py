@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,20 +60,22 @@ def read_record(root: Path, trial: str) -> Record | None:
     return Record(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def run_trial(root: Path, trial: str, command: Sequence[str], *, threads: int, folder: Path) -> Record:
+def run_trial(
+    root: Path, trial: str, command: Sequence[str], *, env: Mapping[str, str], folder: Path
+) -> Record:
     """Run a trial to its end, or go on with it; a failure is noted, not raised.
 
     Args:
         root: the sweep's folder.
         trial: its name.
         command: arguments of `gvcot`.
-        threads: CPUs that it may use.
+        env: its environment, besides this process's.
         folder: where the command runs; recipes name models relative to it.
     """
     before = read_record(root, trial)
     spent = before.seconds if before else 0.0
     write_record(root, trial, Record(state="running", seconds=spent))
-    environment = {k: v for k, v in os.environ.items() if k not in RAY_ENV}
+    inherited = {k: v for k, v in os.environ.items() if k not in RAY_ENV}
     log = record_path(root, trial).with_suffix(".log")
     began = time.monotonic()
     with (
@@ -81,7 +83,7 @@ def run_trial(root: Path, trial: str, command: Sequence[str], *, threads: int, f
         subprocess.Popen(
             [sys.executable, "-m", "experiments.sweep_trial", *command],
             cwd=folder,
-            env=environment | {"OMP_NUM_THREADS": str(threads)},
+            env=inherited | dict(env),
             stdin=subprocess.PIPE,  # never written to: it closes with this process
             stdout=file,
             stderr=subprocess.STDOUT,

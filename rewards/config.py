@@ -15,10 +15,10 @@ class GateConfig:
     """Lets a reward count only where another one passes.
 
     Example: an untouched image preserves everything, which is worth nothing unless the edit was made.
-        preservation: {type: preservation, gate: {on: judge, above: 0.5}}
+        preservation: {type: preservation, gate: {reward: judge, above: 0.5}}
     """
 
-    on: str
+    reward: str
     """The component that must pass; another entry of the recipe's `rewards`, of any weight."""
 
     above: float
@@ -90,8 +90,8 @@ def check_gates(rewards: Mapping[str, RewardConfig]) -> None:
     """
     for name, config in rewards.items():
         others = [other for other in rewards if other != name]
-        if config.gate is not None and config.gate.on not in others:
+        if config.gate is not None and config.gate.reward not in others:
             raise ConfigError(
-                f"rewards.{name}.gate.on: there is no other reward {config.gate.on!r}; "
-                f"{closest(config.gate.on, others)}. Give it weight 0 if it is only to gate"
+                f"rewards.{name}.gate.reward: there is no other reward {config.gate.reward!r}; "
+                f"{closest(config.gate.reward, others)}. Give it weight 0 if it is only to gate"
             )

@@ -53,7 +53,7 @@ def gated(
     for r, config in enumerate(configs.values()):
         if config.gate is None:
             continue
-        judge = names.index(config.gate.on)
+        judge = names.index(config.gate.reward)
         valid_out_BR[:, r] &= valid_BR[:, judge]
         shut_BR[:, r] = valid_out_BR[:, r] & (raw_BR[:, judge] <= config.gate.above)
         out_BR[shut_BR[:, r], r] = config.gate.floor
@@ -71,7 +71,7 @@ def reaches(
     """
     last = {name: reward.reaches for name, reward in rewards.items()}
     return [
-        last[name] if config.gate is None else max(last[name], last[config.gate.on], key=phases.index)
+        last[name] if config.gate is None else max(last[name], last[config.gate.reward], key=phases.index)
         for name, config in configs.items()
     ]
 

@@ -152,6 +152,7 @@ def start(
         _check_resources(asked, have, "this machine has")
         # Workers inherit the environment; Ray's idle workers would only steal CPU from the ones asked for.
         ray.init(
+            address="local",  # not a cluster that happens to run on this machine
             num_cpus=have["CPU"],
             num_gpus=have["GPU"],
             include_dashboard=False,

@@ -47,7 +47,7 @@ def test_each_reward_is_tried_alone_and_left_out() -> None:
 
 def test_easy_rewards_are_gated_by_hard_ones_and_rewards_are_summed() -> None:
     runs = runs_of(ablation("rl/tiny", [], seeds=[0]))
-    gates = {n: r.gate and (r.gate.on, r.gate.above) for n, r in runs["gated"].rewards.items()}
+    gates = {n: r.gate and (r.gate.reward, r.gate.above) for n, r in runs["gated"].rewards.items()}
     assert gates == {
         "mask_iou": None,
         "edit_accuracy": None,
@@ -61,12 +61,12 @@ def test_easy_rewards_are_gated_by_hard_ones_and_rewards_are_summed() -> None:
 
 
 def test_a_recipe_s_own_gates_stay() -> None:
-    gate = 'rewards.preservation.gate={"on": mask_iou, above: 0.9}'
+    gate = "rewards.preservation.gate={reward: mask_iou, above: 0.9}"
     runs = runs_of(ablation("rl/tiny", [gate], seeds=[0]))
     for arm in ("all", "gated", "without-format"):
         found = runs[arm].rewards["preservation"].gate
         assert found is not None
-        assert (found.on, found.above) == ("mask_iou", 0.9)
+        assert (found.reward, found.above) == ("mask_iou", 0.9)
 
 
 def test_no_two_arms_are_the_same_run() -> None:

@@ -11,7 +11,7 @@ from experiments.sweep_trial import last_error, read_record, run_trial
 
 def test_how_a_trial_ended_is_noted_with_what_it_said(tmp_path: Path) -> None:
     def run(*command: str) -> None:
-        run_trial(tmp_path, "a-seed0", command, threads=1, folder=tmp_path)
+        run_trial(tmp_path, "a-seed0", command, env={}, folder=tmp_path)
 
     assert read_record(tmp_path, "a-seed0") is None
     run("rl", "rl/tiny", "gruop_size=4", "--run-dir", str(tmp_path / "run"))

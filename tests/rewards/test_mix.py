@@ -76,7 +76,7 @@ def test_geometric_mean_by_hand():
 
 def gate_b_on_a(above: float, floor: float = 0.0):
     return {
-        "b": RewardConfig(type="b", gate=GateConfig(on="a", above=above, floor=floor)),
+        "b": RewardConfig(type="b", gate=GateConfig(reward="a", above=above, floor=floor)),
         "a": RewardConfig(type="a", weight=0.0),
     }
 
@@ -94,9 +94,9 @@ def test_gates_by_hand():
 
 
 def test_a_gate_hangs_on_another_reward_of_the_recipe():
-    for on in ("nothing", "b"):
-        with pytest.raises(ConfigError, match=rf"rewards.b.gate.on: there is no other reward '{on}'"):
-            check_gates({"b": RewardConfig(type="b", gate=GateConfig(on=on, above=0.5))})
+    for other in ("nothing", "b"):
+        with pytest.raises(ConfigError, match=rf"rewards.b.gate.reward: there is no other reward '{other}'"):
+            check_gates({"b": RewardConfig(type="b", gate=GateConfig(reward=other, above=0.5))})
     check_gates(gate_b_on_a(0.5))
 
 

@@ -70,12 +70,12 @@ def test_ones_own_reward_is_named_by_module_and_class(own_module, make_batch, sq
 def test_tasks_and_gates_come_from_the_recipe():
     configs = {
         "some": RewardConfig(type="preservation", tasks=("color", "pose")),
-        "all": RewardConfig(type="preservation", gate=GateConfig(on="some", above=0.5)),
+        "all": RewardConfig(type="preservation", gate=GateConfig(reward="some", above=0.5)),
     }
     built = build_rewards(configs, EVERYTHING)
     assert built["some"].tasks == {"color", "pose"}
     assert built["all"].tasks is None
-    with pytest.raises(ConfigError, match=r"rewards.all.gate.on: there is no other reward 'some'"):
+    with pytest.raises(ConfigError, match=r"rewards.all.gate.reward: there is no other reward 'some'"):
         build_rewards({"all": configs["all"]}, EVERYTHING)
 
 

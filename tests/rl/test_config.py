@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gvcot.config import load
 from gvcot.errors import ConfigError
-from rewards.config import RewardConfig
+from rewards.config import GateConfig, RewardConfig
 from rl.config import ClusterConfig, LossConfig, RLConfig
 from rollout.config import RolloutConfig
 
@@ -63,3 +64,14 @@ def test_a_reward_of_a_recipe_is_removed_or_added_by_an_override() -> None:
     read = load(RLConfig, "rl/tiny", ["rewards.format=null", "rewards.extra={type: soft_dice, weight: 0.0}"])
     assert "format" not in read.rewards
     assert read.rewards["extra"].weight == 0.0
+
+
+def test_the_gate_of_the_docs_can_be_written_in_yaml(tmp_path: Path) -> None:
+    recipe = tmp_path / "gated.yaml"
+    recipe.write_text(
+        "extends: rl/tiny\n"
+        "rewards:\n"
+        "  preservation: {type: preservation, gate: {reward: edit_accuracy, above: 0.1}}\n"
+    )
+    gate = load(RLConfig, recipe).rewards["preservation"].gate
+    assert gate == GateConfig(reward="edit_accuracy", above=0.1)

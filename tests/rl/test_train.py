@@ -87,7 +87,7 @@ def test_missing_scores_are_masked_and_not_zeros() -> None:
 
 
 def gate_on_mask_iou() -> RLConfig:
-    gated = RewardConfig(type="edit_accuracy", gate=GateConfig(on="mask_iou", above=0.3))
+    gated = RewardConfig(type="edit_accuracy", gate=GateConfig(reward="mask_iou", above=0.3))
     return config(rewards={"mask_iou": RewardConfig(type="mask_iou"), "edit_accuracy": gated})
 
 
