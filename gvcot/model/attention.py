@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gvcot.model.layout import Packed
+from gvcot.model.spans import Segments, attend_segments, narrowed, segments_of
+
+Attention = Literal["auto", "dense", "segments"]
+"""How attention is computed: under a mask over padded samples (the reference), or segment by segment without
+one (see `gvcot.model.spans`); "auto" chooses by the length of the longest sample."""
+
+MOST_DENSE = 1024
+"""Most keys of a sample for which "auto" builds a mask. For small packs both cost the same; a mask's memory
+grows with the square of the length, and much of what is computed is masked away."""
 
 
 def visibility(packed: Packed) -> Bool[Tensor, "B L L"]:
@@ -70,7 +80,11 @@ class AttnSpec:
     """The rows that are looked at, beside cached ones."""
 
     bias_B1LK: Tensor | None
-    """Added to the attention logits: 0 or -inf over cached and new keys; None where all is visible."""
+    """Added to the attention logits: 0 or -inf over cached and new keys; None where all is visible, or with
+    `segments`."""
+
+    segments: Segments | None
+    """Segment by segment, what is seen; None where all is visible, or with a bias."""
 
     cached: bool
     """Whether keys and values are to be kept for a cache."""
@@ -148,7 +162,13 @@ class Cache:
 
 
 def build_spec(
-    packed: Packed, *, head_dim: int, rope_theta: float, dtype: torch.dtype, cache: Cache | None = None
+    packed: Packed,
+    *,
+    head_dim: int,
+    rope_theta: float,
+    dtype: torch.dtype,
+    cache: Cache | None = None,
+    attention: Attention = "auto",
 ) -> AttnSpec:
     """The attention of a pack, on its own or after the rows of `cache` (one sample per row)."""
     batch, length = len(packed.sample_lens), max(packed.sample_lens, default=0)
@@ -166,8 +186,15 @@ def build_spec(
         cos_BL1d=cos.to(dtype),
         sin_BL1d=torch.cat([-sin[..., : head_dim // 2], sin[..., head_dim // 2 :]], -1).to(dtype),
     )
-    bias = _bias(packed, cache, dtype)
-    return AttnSpec(queries=slots, keys=slots, bias_B1LK=bias, cached=cache is not None)
+    bias, segments = None, None
+    if packed.all_full and (cache is None or cache.dense):
+        pass
+    elif attention == "dense" or (attention == "auto" and _num_keys(length, cache) <= MOST_DENSE):
+        bias = _bias(packed, cache, dtype)
+    else:
+        valid_BK = None if cache is None else cache.valid_BK.cpu().numpy()
+        segments = segments_of(packed.spans, length, valid_BK, slot_L.device)
+    return AttnSpec(queries=slots, keys=slots, bias_B1LK=bias, segments=segments, cached=cache is not None)
 
 
 def narrow(spec: AttnSpec, rows_U: Tensor, rows_G: Tensor) -> AttnSpec:
@@ -186,7 +213,10 @@ def narrow(spec: AttnSpec, rows_U: Tensor, rows_G: Tensor) -> AttnSpec:
     def take(x: Tensor) -> Tensor:
         return x.flatten(0, 1)[source].unflatten(0, (keys.batch, length))
 
-    bias = spec.bias_B1LK
+    bias, segments = spec.bias_B1LK, spec.segments
+    if segments is not None:
+        new_slot_P = slot.new_full((keys.batch * keys.length,), -1).index_copy(0, slot, new_slot)
+        segments = narrowed(segments, new_slot_P)
     queries = Slots(
         batch=keys.batch,
         length=length,
@@ -199,14 +229,17 @@ def narrow(spec: AttnSpec, rows_U: Tensor, rows_G: Tensor) -> AttnSpec:
         queries=queries,
         keys=keys,
         bias_B1LK=None if bias is None else take(bias[:, 0])[:, None],
+        segments=segments,
         cached=spec.cached,
         rows=(rows_U, rows_G),
     )
 
 
-def _bias(packed: Packed, cache: Cache | None, dtype: torch.dtype) -> Tensor | None:
-    if packed.all_full and (cache is None or cache.dense):
-        return None
+def _num_keys(length: int, cache: Cache | None) -> int:
+    return length + (0 if cache is None else cache.valid_BK.shape[1])
+
+
+def _bias(packed: Packed, cache: Cache | None, dtype: torch.dtype) -> Tensor:
     visible = visibility(packed)
     if cache is not None and cache.valid_BK.shape[1]:
         past = cache.valid_BK[:, None, :].expand(-1, visible.shape[1], -1)
@@ -282,4 +315,6 @@ def attend(
     """Grouped-query attention over cached and new keys."""
     if not q_BhLd.shape[2]:
         return q_BhLd
+    if spec.segments is not None:
+        return attend_segments(q_BhLd, k_BkKd, v_BkKd, spec.segments)
     return F.scaled_dot_product_attention(q_BhLd, k_BkKd, v_BkKd, attn_mask=spec.bias_B1LK, enable_gqa=True)

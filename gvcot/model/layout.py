@@ -47,6 +47,20 @@ class SegmentShape(NamedTuple):
     drop: bool
 
 
+class Span(NamedTuple):
+    """Where a segment of a pack stands, and what it lets others see."""
+
+    sample: int
+    start: int
+    """Offset of its first token in its sample."""
+    length: int
+    """Tokens with boundaries."""
+    causal: bool
+    """Text: each token sees those before it. Tokens of an image see all of it."""
+    noise: bool
+    """Seen by itself only."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Packed:
     """Several samples in one flat sequence, with everything `UnifiedModel.forward` needs."""
@@ -77,6 +91,9 @@ class Packed:
 
     sample_lens: list[int]
     """Tokens per sample; 0 for a sample of which everything was dropped."""
+
+    spans: list[Span]
+    """Its segments, in order; dropped ones are left out."""
 
     advance: list[int]
     """Rotary positions per sample, i.e. where a continuation would start."""
@@ -220,6 +237,7 @@ def layout(shapes: tuple[tuple[SegmentShape, ...], ...], config: UnifiedConfig) 
     return Packed(
         **{name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in tensors.items()},
         sample_lens=lens.tolist(),
+        spans=_spans(table, lens),
         advance=table.advance,
         all_full=_all_full(table, len(shapes)),
         vit_rows=vit_rows,
@@ -295,6 +313,12 @@ def _vit_rows(
     table_rows_N = [torch.from_numpy(table_rows(grid, side)) for grid in groups]
     flat_IN = [np.array(firsts)[:, None] + np.arange(grid[0] * grid[1]) for grid, firsts in groups.items()]
     return tuple(torch.from_numpy(np.searchsorted(und, flat)) for flat in flat_IN), tuple(table_rows_N)
+
+
+def _spans(table: _Table, lens: np.ndarray) -> list[Span]:
+    offset = table.start - (np.cumsum(lens) - lens)[table.sample]
+    columns = (table.sample, offset, table.length, table.is_text, table.is_noise)
+    return [Span(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _all_full(table: _Table, num_samples: int) -> bool:

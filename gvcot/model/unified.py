@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gvcot.errors import DataError
-from gvcot.model.attention import AttnSpec, Cache, build_spec
+from gvcot.model.attention import Attention, AttnSpec, Cache, build_spec
 from gvcot.model.config import UnifiedConfig
 from gvcot.model.embeddings import PositionTable, TimeEmbedder
 from gvcot.model.mot import KV, LanguageModel, RMSNorm
@@ -48,9 +48,13 @@ class UnifiedModel(nn.Module):
         velocity_MD = model(packed).velocity_MD
     """
 
-    def __init__(self, config: UnifiedConfig) -> None:
+    attention: Attention
+    """How attention is computed; results agree, so it may be changed at any time."""
+
+    def __init__(self, config: UnifiedConfig, *, attention: Attention = "auto") -> None:
         super().__init__()
         self.config = config
+        self.attention = attention
         hidden = config.llm.hidden
         self.language_model = LanguageModel(config.llm)
         self.time_embedder = TimeEmbedder(hidden)
@@ -164,7 +168,14 @@ class UnifiedModel(nn.Module):
 
     def _spec(self, packed: Packed, dtype: torch.dtype, cache: Cache | None = None) -> AttnSpec:
         llm = self.config.llm
-        return build_spec(packed, head_dim=llm.head_dim, rope_theta=llm.rope_theta, dtype=dtype, cache=cache)
+        return build_spec(
+            packed,
+            head_dim=llm.head_dim,
+            rope_theta=llm.rope_theta,
+            dtype=dtype,
+            cache=cache,
+            attention=self.attention,
+        )
 
     def _embed(self, packed: Packed) -> tuple[Tensor, Tensor]:
         words = self.language_model.model.embed_tokens(packed.token_ids_L[packed.und_idx[packed.word_rows]])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gvcot.model import flow
+from gvcot.model.attention import Attention
 from gvcot.model.checkpoint import load_unified
 from gvcot.model.config import TokenIds, UnifiedConfig
 from gvcot.model.sequence import Segment
@@ -79,8 +80,21 @@ def golden_case() -> Callable[[str], Case]:
     return load_case
 
 
+@pytest.fixture(scope="session", params=["dense", "segments"])
+def attention(request: pytest.FixtureRequest) -> Attention:
+    """Both ways to compute attention: what holds for one holds for the other."""
+    return request.param
+
+
+@pytest.fixture
+def golden_model(official_model: UnifiedModel, attention: Attention) -> UnifiedModel:
+    """The official tiny random model."""
+    official_model.attention = attention
+    return official_model
+
+
 @pytest.fixture(scope="session")
-def golden_model(tmp_path_factory: pytest.TempPathFactory) -> UnifiedModel:
+def official_model(tmp_path_factory: pytest.TempPathFactory) -> UnifiedModel:
     """The official tiny random model, loaded through the public loader."""
     folder = tmp_path_factory.mktemp("bagel")
     for name in ("config.json", "llm_config.json", "vit_config.json"):
@@ -97,9 +111,11 @@ def tiny_config() -> UnifiedConfig:
 
 
 @pytest.fixture
-def tiny_model(tiny_config: UnifiedConfig) -> UnifiedModel:
+def tiny_model(tiny_config: UnifiedConfig, attention: Attention) -> UnifiedModel:
     """A small model whose output layer is not zero."""
-    return randomised(tiny_config)
+    model = randomised(tiny_config)
+    model.attention = attention
+    return model
 
 
 def randomised(config: UnifiedConfig) -> UnifiedModel:

@@ -115,9 +115,9 @@ def test_many_noise_segments_equal_separate_packs(tiny_config, tiny_model):
 
 
 @pytest.fixture(scope="module")
-def shared_model(tiny_config) -> UnifiedModel:
+def shared_model(tiny_config, attention) -> UnifiedModel:
     """One model for all property examples; it is only read."""
-    model = UnifiedModel(tiny_config)
+    model = UnifiedModel(tiny_config, attention=attention)
     model.init_weights(torch.Generator().manual_seed(5))
     torch.nn.init.normal_(model.llm2vae.weight, generator=torch.Generator().manual_seed(6))
     return model
