@@ -87,7 +87,8 @@ def stage(config: SFTConfig, folder: Path) -> SFTConfig:
 
 def measure(config: SFTConfig, repeats: int) -> Iterator[Speed]:
     """All three times, side by side in each repeat, so that a busy machine changes their ratios little."""
-    model, codec, tokenizer = starting_point(config)
+    start = starting_point(config)
+    model, codec, tokenizer = start.model, start.codec, start.tokenizer
     state = new_state(config, model)
     data, size = config.data, config.model.image_size
     for repeat in range(repeats + 1):

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -49,7 +50,7 @@ def init_process_group(device_type: str | None = None) -> DeviceMesh:
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        backend = "nccl" if device_type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
         else:
@@ -59,13 +60,14 @@ def init_process_group(device_type: str | None = None) -> DeviceMesh:
 
 
 @contextmanager
-def team(size: int, member: Callable[..., None], *args: Any) -> Iterator[None]:
+def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu") -> Iterator[None]:
     """Run the block as worker 0 of `size` processes on this machine; the others run `member(*args)`.
 
     Args:
         size: workers in all; 1 starts none.
         member: a function of a module; it makes the same collective calls as the block.
         args: its arguments, which travel to other processes.
+        device: "cpu", or "cuda" where worker k has GPU k of the machine.
 
     Raises:
         ResourceError: another worker ended before its time; what it said stands on stderr.
@@ -80,7 +82,7 @@ def team(size: int, member: Callable[..., None], *args: Any) -> Iterator[None]:
         for number in range(1, size):
             here, theirs = context.Pipe()
             process = context.Process(
-                target=_member, args=(theirs, number, size, meeting, member, args), daemon=True
+                target=_member, args=(theirs, number, size, meeting, device, member, args), daemon=True
             )
             process.start()
             others.append((process, here))
@@ -88,7 +90,7 @@ def team(size: int, member: Callable[..., None], *args: Any) -> Iterator[None]:
             for process, here in others:  # else a worker that died early would be waited for
                 if here not in wait([here, process.sentinel]):
                     raise _death(process)
-            _join(0, size, meeting)
+            _join(0, size, meeting, device)
             yield
         except RuntimeError as error:
             for process, _ in others:
@@ -111,8 +113,17 @@ def _death(process: SpawnProcess) -> ResourceError:
     )
 
 
-def _join(rank: int, size: int, meeting: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+def _join(rank: int, size: int, meeting: str, device: str) -> None:
+    backend = "gloo"
+    if device == "cuda":
+        os.environ["LOCAL_RANK"] = str(rank)
+        torch.cuda.set_device(rank)
+        backend = "cpu:gloo,cuda:nccl"
+    where = f"file://{meeting}"
+    # worker 0 evaluates alone, for as long as that takes
+    dist.init_process_group(
+        backend, init_method=where, rank=rank, world_size=size, timeout=timedelta(hours=2)
+    )
 
 
 def _member(
@@ -120,12 +131,13 @@ def _member(
     rank: int,
     size: int,
     meeting: str,
+    device: str,
     member: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     ready.send(rank)
-    _join(rank, size, meeting)
+    _join(rank, size, meeting, device)
     member(*args)
 
 
@@ -194,7 +206,7 @@ def shard(
     """Shard the parameters over the mesh, in place: each block on its own, then the rest with the root.
 
     Call it before the optimizer is built: parameters become DTensors, whose master copy keeps its dtype. With
-    one worker this changes nothing. *Collective.*
+    one worker and no `compute_dtype` this changes nothing. *Collective.*
 
     Args:
         blocks: the decoder layers; each is gathered just before it is used.
@@ -202,7 +214,7 @@ def shard(
         compute_dtype: dtype of the gathered parameters and activations, e.g. bfloat16; None keeps the
             master's. Gradients are always reduced in fp32.
     """
-    if mesh.size() == 1:
+    if mesh.size() == 1 and compute_dtype is None:
         return
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for block in blocks:
@@ -258,6 +270,29 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     """
     norm = clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm)
     return float(_full(norm))
+
+
+def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Some tensors of a model, gathered to full-size CPU tensors on rank 0; the others get an empty dict.
+    *Collective.*"""
+    return {name: value for name, value in _gather(tensors, rank() == 0) if rank() == 0}
+
+
+@torch.no_grad()
+def load_full_tensors(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy full-size tensors, which every worker holds, into plain or sharded ones; no communication.
+
+    Raises:
+        CheckpointError: on missing or misshaped tensors; nothing is then copied.
+    """
+    wrong = [n for n, own in tensors.items() if n not in state or state[n].shape != own.shape]
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint doesn't fit: {wrong[:5]} are missing or of another shape ({len(wrong)} in all). "
+            "Resume with the configuration that wrote it."
+        )
+    for name, target in tensors.items():
+        _copy_into(target, state[name])
 
 
 def full_state_dict(model: nn.Module, *, on_all_ranks: bool = False) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Literal
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
+from gvcot.model.compute import ComputeConfig, LoRAConfig
 from gvcot.types import ChainConfig
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
@@ -262,6 +263,10 @@ class RLConfig:
     objective: Literal["reverse_window", "diffusion_nft", "rejection"] = "reverse_window"
     """What is trained on; see `rl.objectives`."""
 
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters instead of the weights of `optim.train`; the result is a plain model again."""
+
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     nft: NFTConfig = field(default_factory=NFTConfig)
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
@@ -333,6 +338,15 @@ class RLConfig:
         for name in self.stop_on:
             if name not in self.active_alarms():
                 raise ConfigError(f"stop_on: no alarm {name!r}; {closest(name, self.active_alarms())}")
+        if self.lora is not None and self.optim.train != "all":
+            raise ConfigError(
+                f"lora: adapters are trained instead of the part that optim.train={self.optim.train} names; "
+                "leave optim.train out"
+            )
+        if self.compute.dtype != "float32" and self.cluster.sharding != "fsdp2":
+            raise ConfigError(
+                f"compute.dtype={self.compute.dtype} goes through FSDP2; set cluster.sharding=fsdp2"
+            )
         if self.loss.updates_per_rollout < 1:
             raise ConfigError(
                 f"loss.updates_per_rollout: expected at least 1; got {self.loss.updates_per_rollout}"

@@ -59,14 +59,17 @@ class Learner:
         """
         Args:
             model: the policy, sharded already where there are several workers.
-            reference: the starting policy, likewise; needed where `loss.kl_coef` is above 0.
+            reference: the starting policy, likewise; needed where `loss.kl_coef` is above 0, unless the
+                policy has adapters: without them it is the starting policy.
         """
-        assert (reference is not None) == (config.loss.kl_coef > 0)
+        assert (reference is not None) == (config.loss.kl_coef > 0 and config.lora is None)
         self._config, self._world_size = config, world_size
         self.objective = build_objective(config, chain)
         self.model = model
         self.reference = reference
-        self.parameters = freeze_but(model, config.optim.train)
+        self.parameters = freeze_but(model, config.optim.train, config.lora)
+        whole = {name: p for name, p in self.parameters.items() if config.lora and ".lora_" not in name}
+        self._start = {name: p.detach().clone() for name, p in whole.items()}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
             lr=config.optim.lr,
@@ -100,31 +103,31 @@ class Learner:
             yield
             return
         trained = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._assign(self.average)
+        self._copy(self.average)
         try:
             yield
         finally:
-            self._assign(trained)
+            self._copy(trained)
 
     def state(self) -> dict[str, Any]:
-        """Weights, average and optimiser moments at full size on rank 0. *Collective.*"""
-        weights = distributed.full_state_dict(self.model)
-        with self.averaged():
-            average = distributed.full_state_dict(self.model)
-        moments = distributed.full_optimizer_state(self.model, self.optimizer)
-        return {"weights": weights, "average": average, "optimizer": moments}
+        """What is trained, its average and optimiser moments, at full size on rank 0. *Collective.*"""
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        return {
+            "weights": distributed.full_tensors(weights),
+            "average": distributed.full_tensors(self.average),
+            "optimizer": distributed.full_optimizer_state(self.model, self.optimizer),
+        }
 
     def restore(self, tensors: dict[str, Any]) -> None:
         """Continue from `state`, on any number of workers."""
-        distributed.load_full_state_dict(self.model, tensors["average"])
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        distributed.load_full_state_dict(self.model, tensors["weights"])
+        distributed.load_full_tensors(self.average, tensors["average"])
+        distributed.load_full_tensors(self.parameters, tensors["weights"])
         distributed.load_full_optimizer_state(self.model, self.optimizer, tensors["optimizer"])
 
     @torch.no_grad()
-    def _assign(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
+    def _copy(self, weights: Mapping[str, Tensor]) -> None:
+        for name, value in weights.items():
+            self.parameters[name].copy_(value)
 
     def micro_batches(self, num_chains: int) -> list[Tensor]:
         """Row indices, `micro_batch` at a time."""
@@ -153,6 +156,7 @@ class Learner:
         parts: list[dict[str, float]] = []
         sizes: list[int] = []
         for i, rows in enumerate(self.micro_batches(len(data.drawn.prompt_B))):
+            reference = self._reference_velocities(data, rows)  # first: it may borrow the policy's weights
             said = self.objective.ask(self.model, data.drawn, rows)
             sampled = old[i] if old else {name: answer.detached() for name, answer in said.items()}
             if first:
@@ -161,7 +165,7 @@ class Learner:
                     for name, answer in said.items()
                 )
                 assert not drift > 0.0, f"the first ratio must be exactly 1; velocities differ by {drift:.2e}"
-            loss, metrics = self._loss(data, rows, said, sampled)
+            loss, metrics = self._loss(data, rows, said, sampled, reference)
             loss.backward()
             parts.append(metrics)
             sizes.append(len(rows))
@@ -183,13 +187,12 @@ class Learner:
         return metrics | {"grad_norm": norm, "skipped": float(skipped)}
 
     def _loss(
-        self, data: Update, rows: Tensor, said: Answers, sampled: Answers
+        self, data: Update, rows: Tensor, said: Answers, sampled: Answers, reference: Answers | None
     ) -> tuple[Tensor, dict[str, float]]:
         """Sum over this micro-batch / the global number of kept entries, times the number of workers (FSDP
         averages gradients over them)."""
         config = self._config
         rows_loss, rows_mask, metrics = [], [], {}
-        reference = self._reference_velocities(data, rows)
         for k, phase in enumerate(data.drawn.trajectory.phases):
             assert isinstance(phase, ImagePhase), "only image phases are trained"
             now = said[phase.name]
@@ -213,7 +216,25 @@ class Learner:
 
     @torch.no_grad()
     def _reference_velocities(self, data: Update, rows: Tensor) -> Answers | None:
-        return None if self.reference is None else self.objective.ask(self.reference, data.drawn, rows)
+        if self._config.loss.kl_coef == 0:
+            return None
+        if self.reference is not None:
+            return self.objective.ask(self.reference, data.drawn, rows)
+        with self._without_adapters():
+            return self.objective.ask(self.model, data.drawn, rows)
+
+    @contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        """Inside the block a policy with adapters is the one that training began with."""
+        from gvcot.model.lora import without_lora
+
+        trained = {name: self.parameters[name].detach().clone() for name in self._start}
+        self._copy(self._start)
+        try:
+            with without_lora(self.model):
+                yield
+        finally:
+            self._copy(trained)
 
     def _set_learning_rate(self, step: int) -> None:
         optim = self._config.optim

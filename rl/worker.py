@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from gvcot import checkpoint, distributed, seeds
 from gvcot.chain import Chain
@@ -51,20 +52,29 @@ class PolicyWorker(Worker):
             CheckpointError, ConfigError: see `load_pretrained` and `build_rewards`.
         """
         config = self._config
-        mesh = distributed.init_process_group("cuda" if config.cluster.gpus_per_worker else "cpu")
+        device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+        mesh = distributed.init_process_group(device)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         self._policy = load_pretrained(Path(model_dir))
-        model = self._policy.model
+        model = self._policy.model.to(device)
+        self._policy.codec.to(device)
+        model.compute_as(config.compute)
         self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
         self._rewards = build_rewards(config.rewards, provides(self._chain))
         for reward in self._rewards.values():
             reward.start()
         # copied before sharding: a sharded model can't be
-        reference = copy.deepcopy(model).requires_grad_(False) if config.loss.kl_coef > 0 else None
+        anchored = config.loss.kl_coef > 0 and config.lora is None
+        reference = copy.deepcopy(model).requires_grad_(False) if anchored else None
+        if config.lora is not None:
+            from gvcot.model.lora import add_lora
+
+            add_lora(model, config.lora, config.seed)
         if config.cluster.sharding == "fsdp2":
+            dtype = None if config.compute.dtype == "float32" else torch.bfloat16
             for sharded in filter(None, (model, reference)):
-                distributed.shard(sharded, mesh, sharded.language_model.model.layers)
+                distributed.shard(sharded, mesh, sharded.language_model.model.layers, compute_dtype=dtype)
         self._learner = Learner(config, model, self._chain, self.world_size, reference)
         self._samples = TrainingScenes(config.data)
         self._scorer = Scorer(self._rewards, self._policy.codec, self._samples)
@@ -170,8 +180,16 @@ class PolicyWorker(Worker):
             state = distributed.full_state_dict(self._policy.model)
         if self.rank == 0:
             plain = UnifiedModel(self._policy.model.config)
-            plain.load_state_dict(state)
+            plain.load_state_dict(self._plain(state))
             save_pretrained(Path(folder), plain, self._policy.codec, record)
+
+    def _plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the model without adapters that computes the same."""
+        if self._config.lora is None:
+            return state
+        from gvcot.model.lora import merged
+
+        return merged(self._policy.model, state)
 
     def _encoders(self) -> tuple[UnifiedConfig, Codec, Chain]:
         return self._policy.model.config, self._policy.codec, self._chain

@@ -9,6 +9,7 @@ from typing import Literal
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
+from gvcot.model.compute import ComputeConfig, LoRAConfig
 from gvcot.types import Feedback
 
 DESCRIBE = "describe"
@@ -181,8 +182,19 @@ class SFTConfig:
     seed: int = 0
     """Seed of weights, data order, times, noise and dropout."""
 
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters instead of the weights of `train`; the result is a plain model again."""
+
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
     workers: int = 1
     """Processes on this machine that share each batch's rows."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the model is; with "cuda" each worker has a GPU of its own."""
+
+    sharding: Literal["replicate", "fsdp2"] = "replicate"
+    """How several workers hold the model: whole on each with averaged gradients, or sharded (FSDP2)."""
 
     threads: int = 0
     """Torch threads of each worker; 0: all cores, divided among the workers."""
@@ -207,6 +219,17 @@ class SFTConfig:
         for key in ("steps", "batch_size", "noise_copies", "workers"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: expected at least 1; got {getattr(self, key)}")
+        if self.lora is not None and self.train != "all":
+            raise ConfigError(
+                f"lora: adapters are trained instead of the part that train={self.train} names; "
+                "leave train out"
+            )
+        if self.compute.dtype != "float32" and self.sharding != "fsdp2":
+            raise ConfigError(f"compute.dtype={self.compute.dtype} goes through FSDP2; set sharding=fsdp2")
+        if self.sharding == "fsdp2" and self.optim.matrix_lr is not None:
+            raise ConfigError(
+                "optim.matrix_lr: Muon needs whole matrices; set it to null, or sharding=replicate"
+            )
         if self.workers > self.batch_size:
             raise ConfigError(f"workers: expected at most batch_size={self.batch_size}; got {self.workers}")
 

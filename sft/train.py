@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
@@ -55,48 +54,63 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
         CheckpointError: `init`, `codec` or the run's own checkpoint is unusable.
         RuntimeError: the loss is no longer finite.
     """
-    with distributed.team(config.workers, _help, config, run.path, run.resumed):
-        return _lead(config, run, tracker, evaluate)
-
-
-def _lead(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) -> dict[str, float]:
-    """Worker 0: it trains, and alone keeps the records."""
-    set_threads(config)
-    model, codec, tokenizer = starting_point(config)
-    state = new_state(config, model)
-    restore(run, state)
-    metrics: dict[str, float] = {}
-    with open_feed(config, model.config, codec) as feed:
-        builder = BatchBuilder(config, model.config, feed, tokenizer, codec)
-        began, first = time.monotonic(), state.step
-        while state.step < config.steps:
-            scalars = training_step(config, builder, state)
-            if state.step % config.log_every == 0 or state.step == config.steps:
-                rate = (time.monotonic() - began) / (state.step - first)
-                tracker.log(state.step, scalars | {"time/seconds_per_step": rate})
-            if state.step == config.steps or (config.eval.every and state.step % config.eval.every == 0):
-                metrics = evaluate(averaged(state, codec, tokenizer), state.step)
-                tracker.log(state.step, metrics)
-            if state.step % config.save_every == 0 or state.step == config.steps:
-                save(run, state)
-    final = averaged(state, codec, tokenizer)
-    if not metrics:  # resumed after its last step
-        metrics = evaluate(final, state.step)
-    record = {"config": to_dict(config), "metrics": metrics}
-    save_pretrained(run.path / "final", final.model, codec, record)
-    return metrics
+    with distributed.team(config.workers, _help, config, run.path, run.resumed, device=config.device):
+        return _work(config, run, tracker, evaluate)
 
 
 def _help(config: SFTConfig, path: Path, resumed: bool) -> None:
-    """The other workers: the same steps on their share of the rows."""
+    """The other workers: the same steps on their share of the rows, and no records."""
+    _work(config, RunDir(path=path, resumed=resumed), None, None)
+
+
+def _work(
+    config: SFTConfig, run: RunDir, tracker: Tracker | None, evaluate: Evaluate | None
+) -> dict[str, float]:
+    """Every worker's steps. Worker 0 alone has a tracker and evaluates."""
     set_threads(config)
-    model, codec, tokenizer = starting_point(config)
-    state = new_state(config, model)
-    restore(RunDir(path=path, resumed=resumed), state)
-    with open_feed(config, model.config, codec) as feed:
-        builder = BatchBuilder(config, model.config, feed, tokenizer, codec)
+    start = starting_point(config)
+    start.codec.to(config.device)
+    state = new_state(config, start.model)
+    restore(run, state)
+    metrics: dict[str, float] = {}
+    with open_feed(config, start.model.config, start.codec) as feed:
+        builder = BatchBuilder(config, start.model.config, feed, start.tokenizer, start.codec)
+        began, first = time.monotonic(), state.step
         while state.step < config.steps:
-            training_step(config, builder, state)
+            scalars = training_step(config, builder, state)
+            last = state.step == config.steps
+            if tracker is not None and (last or state.step % config.log_every == 0):
+                rate = (time.monotonic() - began) / (state.step - first)
+                tracker.log(state.step, scalars | {"time/seconds_per_step": rate})
+            if last or (config.eval.every and state.step % config.eval.every == 0):
+                metrics = evaluated(config, state, start, evaluate)
+                if tracker is not None:
+                    tracker.log(state.step, metrics)
+            if last or state.step % config.save_every == 0:
+                save(run, state)
+    if first == config.steps:  # resumed after its last step
+        metrics = evaluated(config, state, start, evaluate)
+    with averaged(state):
+        weights = plain_weights(config, state)
+    if distributed.rank() == 0:
+        final = UnifiedModel(start.model.config)
+        final.load_state_dict(weights)
+        record = {"config": to_dict(config), "metrics": metrics}
+        save_pretrained(run.path / "final", final, start.codec, record)
+    return metrics
+
+
+def evaluated(
+    config: SFTConfig, state: State, start: Pretrained, evaluate: Evaluate | None
+) -> dict[str, float]:
+    """Metrics of the averaged weights, on worker 0. *Collective* where the model is sharded."""
+    metrics: dict[str, float] = {}
+    with averaged(state), distributed.gathered(state.model):
+        if evaluate is not None:
+            metrics = evaluate(start, state.step)
+        if config.sharding == "fsdp2":
+            distributed.barrier()
+    return metrics
 
 
 def set_threads(config: SFTConfig) -> None:
@@ -160,21 +174,21 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
         group["lr"] = group["peak"] * share
     state.optimizer.zero_grad()
     loss.backward()
-    distributed.average_gradients(state.parameters.values())
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), config.optim.grad_clip)
+    if config.sharding == "replicate":
+        distributed.average_gradients(state.parameters.values())
+    norm = distributed.clip_gradients(state.parameters.values(), config.optim.grad_clip)
     state.optimizer.step()
     state.ema.update(state.parameters)
     state.step += 1
-    return {"sft/loss": total, "sft/grad_norm": norm.item(), "sft/lr": config.optim.lr * share} | {
+    return {"sft/loss": total, "sft/grad_norm": norm, "sft/lr": config.optim.lr * share} | {
         f"sft/{name}": value for name, value in parts.items()
     }
 
 
-def starting_point(config: SFTConfig) -> tuple[UnifiedModel, TinyAE, WordTokenizer]:
+def starting_point(config: SFTConfig) -> Pretrained:
     """The stage's model (loaded, or new with seeded weights), its codec and tokenizer."""
     if config.init is not None:
-        start = load_pretrained(find_model(config.init))
-        return start.model, start.codec, start.tokenizer
+        return load_pretrained(find_model(config.init))
     tokenizer = WordTokenizer()
     sizes = config.model
     model_config = UnifiedConfig.tiny(
@@ -189,12 +203,24 @@ def starting_point(config: SFTConfig) -> tuple[UnifiedModel, TinyAE, WordTokeniz
     codec = load_codec(Path(config.codec), z=model_config.codec.z, width=sizes.codec_width)
     model = UnifiedModel(model_config)
     model.init_weights(seeds.generator("init", config.seed))
-    return model, codec, tokenizer
+    return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
 
 
 def new_state(config: SFTConfig, model: UnifiedModel) -> State:
-    """Optimiser and average over the parameters that the stage trains; the others are frozen."""
-    parameters, optim = freeze_but(model, config.train), config.optim
+    """The model where and as it is trained, an optimiser and an average of what moves; the rest is frozen.
+    *Collective* where the model is sharded."""
+    model.to(config.device)
+    model.compute_as(config.compute)
+    if config.lora is not None:
+        from gvcot.model.lora import add_lora
+
+        add_lora(model, config.lora, config.seed)
+    if config.sharding == "fsdp2":
+        mesh = distributed.init_process_group(config.device)
+        dtype = None if config.compute.dtype == "float32" else torch.bfloat16
+        distributed.shard(model, mesh, model.language_model.model.layers, compute_dtype=dtype)
+        model.sharded = True
+    parameters, optim = freeze_but(model, config.train, config.lora), config.optim
     settings = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
     if optim.matrix_lr is None:
         optimizer = torch.optim.AdamW(parameters.values(), **settings)
@@ -207,25 +233,47 @@ def new_state(config: SFTConfig, model: UnifiedModel) -> State:
     )
 
 
-def averaged(state: State, codec: TinyAE, tokenizer: WordTokenizer) -> Pretrained:
-    """A copy of the model with the averaged weights."""
-    model = copy.deepcopy(state.model).requires_grad_(False)
-    model.load_state_dict(state.ema.weights, strict=False)
-    return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
-
-
-def save(run: RunDir, state: State) -> None:
-    """Write the state aside, then make it the run's newest checkpoint."""
-    tensors = {
-        "weights": {n: p.detach() for n, p in state.parameters.items()},
-        "ema": state.ema.weights,
-        "optimizer": distributed.full_optimizer_state(state.model, state.optimizer),
-    }
-    with run.save_checkpoint(state.step) as folder:
-        checkpoint.save_state(folder, tensors, {"step": state.step})
+@contextmanager
+def averaged(state: State) -> Iterator[None]:
+    """Inside the block the model holds the moving average of its weights."""
+    trained = {name: p.detach().clone() for name, p in state.parameters.items()}
+    _copy(state, state.ema.weights)
+    try:
+        yield
+    finally:
+        _copy(state, trained)
 
 
 @torch.no_grad()
+def _copy(state: State, weights: Mapping[str, Tensor]) -> None:
+    for name, parameter in state.parameters.items():
+        parameter.copy_(weights[name])
+
+
+def plain_weights(config: SFTConfig, state: State) -> dict[str, Tensor]:
+    """The weights of a model without adapters that computes the same, on worker 0. *Collective* where the
+    model is sharded."""
+    weights = distributed.full_state_dict(state.model)
+    if config.lora is None or not weights:
+        return weights
+    from gvcot.model.lora import merged
+
+    return merged(state.model, weights)
+
+
+def save(run: RunDir, state: State) -> None:
+    """Write the state aside, then make it the run's newest checkpoint: worker 0 does. *Collective* where the
+    model is sharded."""
+    tensors = {
+        "weights": distributed.full_tensors({n: p.detach() for n, p in state.parameters.items()}),
+        "ema": distributed.full_tensors(state.ema.weights),
+        "optimizer": distributed.full_optimizer_state(state.model, state.optimizer),
+    }
+    if distributed.rank() == 0:
+        with run.save_checkpoint(state.step) as folder:
+            checkpoint.save_state(folder, tensors, {"step": state.step})
+
+
 def restore(run: RunDir, state: State) -> None:
     """Continue from the run's newest checkpoint, if it has one."""
     newest = run.latest_checkpoint()
@@ -233,7 +281,6 @@ def restore(run: RunDir, state: State) -> None:
         return
     tensors, meta = checkpoint.load_state(newest.path)
     state.step = state.ema.num_updates = meta["step"]
-    state.ema.weights = tensors["ema"]
-    for name, parameter in state.parameters.items():
-        parameter.copy_(tensors["weights"][name])
+    distributed.load_full_tensors(state.ema.weights, tensors["ema"])
+    distributed.load_full_tensors(state.parameters, tensors["weights"])
     distributed.load_full_optimizer_state(state.model, state.optimizer, tensors["optimizer"])

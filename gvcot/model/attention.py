@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gvcot.model.compute import Attention
 from gvcot.model.layout import Packed
 from gvcot.model.spans import Segments, attend_segments, narrowed, segments_of
-
-Attention = Literal["auto", "dense", "segments"]
-"""How attention is computed: under a mask over padded samples (the reference), or segment by segment without
-one (see `gvcot.model.spans`); "auto" chooses by the length of the longest sample."""
 
 MOST_DENSE = 1024
 """Most keys of a sample for which "auto" builds a mask. For small packs both cost the same; a mask's memory

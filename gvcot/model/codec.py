@@ -126,12 +126,12 @@ class TinyAE(nn.Module):
         return mean, logvar.clamp(-20.0, 4.0)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        mean, _ = self.moments(images_B3HW)
-        return (mean - self.shift[:, None, None]) * self.scale[:, None, None]
+        mean, _ = self.moments(images_B3HW.to(self.shift.device))
+        return ((mean - self.shift[:, None, None]) * self.scale[:, None, None]).to(images_B3HW.device)
 
     def decode(self, latent_BChw: Tensor) -> Tensor:
-        raw = latent_BChw / self.scale[:, None, None] + self.shift[:, None, None]
-        return self.decoder(raw).clamp(-1.0, 1.0)
+        raw = latent_BChw.to(self.shift.device) / self.scale[:, None, None] + self.shift[:, None, None]
+        return self.decoder(raw).clamp(-1.0, 1.0).to(latent_BChw.device)
 
     def set_statistics(self, mean_BChw: Tensor) -> None:
         """Make latents zero-mean and unit-variance per channel over the given posterior means."""

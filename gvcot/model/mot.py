@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gvcot.model.attention import AttnSpec, apply_rope, attend, join_streams, narrow, split_streams
 from gvcot.model.config import LLMConfig
@@ -122,6 +123,9 @@ class MoTLayer(nn.Module):
 class MoTBackbone(nn.Module):
     """Token embedding, the decoder layers and the two final norms."""
 
+    recompute: bool = False
+    """Whether layers are computed again in the backward pass instead of kept (activation checkpointing)."""
+
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
@@ -151,7 +155,14 @@ class MoTBackbone(nn.Module):
         for index, layer in enumerate(self.layers):
             if index == len(self.layers) - 1:
                 spec = narrow(spec, *wanted)
-            x_U, x_G, kv = layer(x_U, x_G, spec, None if past is None else past[index])
+            layer_past = None if past is None else past[index]
+            if self.recompute and torch.is_grad_enabled():
+                # nothing in a layer is random
+                x_U, x_G, kv = checkpoint(
+                    layer, x_U, x_G, spec, layer_past, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_U, x_G, kv = layer(x_U, x_G, spec, layer_past)
             if kv is not None:
                 new_kv.append(kv)
         return x_U, x_G, new_kv

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from gvcot.model.compute import LoRAConfig
 from gvcot.model.unified import UnifiedModel
 
 TrainedPart = Literal["all", "generation", "upper"]
@@ -32,10 +33,21 @@ def trainable(model: UnifiedModel, part: TrainedPart) -> dict[str, nn.Parameter]
     return named
 
 
-def freeze_but(model: UnifiedModel, part: TrainedPart) -> dict[str, nn.Parameter]:
-    """Let gradients reach only the parameters of a part, and return these by name."""
+def freeze_but(
+    model: UnifiedModel, part: TrainedPart, lora: LoRAConfig | None = None
+) -> dict[str, nn.Parameter]:
+    """Let gradients reach only the parameters of a part, and return these by name.
+
+    Args:
+        lora: the model's adapters, if it has some (`lora.add_lora`): they and the projections of `lora.also`
+            are trained, and `part` doesn't count.
+    """
     model.requires_grad_(False)
-    parameters = trainable(model, part)
+    if lora is None:
+        parameters = trainable(model, part)
+    else:
+        adapted = ((n, p) for n, p in model.named_parameters() if ".lora_" in n or n.startswith(lora.also))
+        parameters = dict(adapted)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     return parameters

@@ -2,7 +2,7 @@
 
 `forward` runs packed sequences (training, replay), `prefill` and `velocity` run the same computation
 piece by piece over a cache (sampling). What a piece computes does not depend on which way it came, nor
-on `.training`.
+on `.training`. Where the weights are is the model's own affair: results come back to where the inputs are.
 
 Legend: B rows, N latent tokens of an image, D values per latent token, M noisy latent tokens of a pack,
 Q tokens that predict text, T text ids, V vocabulary, U and G rows of the two experts' streams.
@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gvcot.errors import DataError
-from gvcot.model.attention import Attention, AttnSpec, Cache, build_spec
+from gvcot.model.attention import AttnSpec, Cache, build_spec
+from gvcot.model.compute import Attention, ComputeConfig
 from gvcot.model.config import UnifiedConfig
 from gvcot.model.embeddings import PositionTable, TimeEmbedder
 from gvcot.model.mot import KV, LanguageModel, RMSNorm
@@ -50,6 +51,10 @@ class UnifiedModel(nn.Module):
 
     attention: Attention
     """How attention is computed; results agree, so it may be changed at any time."""
+
+    sharded: bool = False
+    """Whether parameters are sharded over workers, which then have to agree on which of them have a gradient:
+    what a pack does not use gets a gradient of zero instead of none."""
 
     def __init__(self, config: UnifiedConfig, *, attention: Attention = "auto") -> None:
         super().__init__()
@@ -92,21 +97,28 @@ class UnifiedModel(nn.Module):
                 module.reset()
         self.llm2vae.weight.zero_()
 
+    def compute_as(self, compute: ComputeConfig) -> None:
+        """Choose how attention is computed and whether activations are kept. The dtype is FSDP2's part, see
+        `gvcot.distributed.shard`."""
+        self.attention = compute.attention
+        self.language_model.model.recompute = compute.activation_checkpointing
+
     @property
     def device(self) -> torch.device:
-        """Where the weights are; packs are moved there."""
+        """Where the weights are."""
         return self.vae2llm.weight.device
 
     def forward(self, packed: Packed) -> Prediction:
         """Velocities of every noisy token and logits of every text segment with loss."""
+        home = packed.und_idx.device
         packed = packed.to(self.device)
         x_U, x_G = self._embed(packed)
         wanted = (packed.logit_rows_Q, packed.noise_rows_M)
         x_QH, x_MH, _ = self.language_model.model(x_U, x_G, self._spec(packed, x_U.dtype), wanted)
         return Prediction(
-            velocity_MD=self._velocity(x_MH),
-            text_logits=self._logits(x_QH),
-            text_targets=packed.text_targets_Q,
+            velocity_MD=self._velocity(x_MH).to(home),
+            text_logits=self._logits(x_QH).to(home),
+            text_targets=packed.text_targets_Q.to(home),
         )
 
     def new_cache(self, batch: int) -> Cache:
@@ -148,9 +160,10 @@ class UnifiedModel(nn.Module):
         spec = self._spec(packed, x_U.dtype, cache)
         wanted = (packed.logit_rows_Q, packed.noise_rows_M)
         _, x_MH, _ = self.language_model.model(x_U, x_G, spec, wanted, cache.layers)
-        return self._velocity(x_MH).view_as(x_BND)
+        return self._velocity(x_MH).view_as(x_BND).to(x_BND.device)
 
     def _append(self, cache: Cache, packed: Packed, is_text: bool) -> Tensor | None:
+        home = packed.und_idx.device
         packed = packed.to(self.device)
         logits_BV = torch.full((cache.batch, self.config.llm.vocab), torch.nan, device=self.device)
         new_kv: list[KV] = []
@@ -164,7 +177,7 @@ class UnifiedModel(nn.Module):
                 logits = self._logits(x_BH)
                 logits_BV = logits_BV.to(logits.dtype).masked_scatter(present[:, None], logits)
         cache.append(new_kv, packed)
-        return logits_BV if is_text else None
+        return logits_BV.to(home) if is_text else None
 
     def _spec(self, packed: Packed, dtype: torch.dtype, cache: Cache | None = None) -> AttnSpec:
         llm = self.config.llm
@@ -188,15 +201,26 @@ class UnifiedModel(nn.Module):
                 features = self.connector(self.vit_model(pixels_I3HW, table_rows_N))
                 tokens = features + self.vit_pos_embed(table_rows_N)
                 x_U = x_U.index_copy(0, rows_IN.flatten(), tokens.flatten(0, 1))
+        elif self.sharded and self.config.vit is not None:
+            x_U = x_U + 0.0 * self._no_features().sum()
         latents = self.vae2llm(packed.latent_GD.to(self.vae2llm.weight.dtype))
         times = self.time_embedder(packed.t_S)[packed.latent_segment_G]
         return x_U, latents + times + self.latent_pos_embed(packed.latent_rows_G)
+
+    def _no_features(self) -> Tensor:
+        """The ViT's features of no images."""
+        assert self.config.vit is not None
+        patch, weight = self.config.vit.patch, self.vit_model.vision_model.post_layernorm.weight
+        one_row = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        return self.connector(self.vit_model(weight.new_zeros(0, 3, patch, patch), one_row))
 
     def _velocity(self, x_MH: Tensor) -> Tensor:
         return _at_least_fp32(self.llm2vae(self.language_model.model.norm_moe_gen(x_MH)))
 
     def _logits(self, x_QH: Tensor) -> Tensor:
-        if not x_QH.shape[0]:  # keeps the head's gradient None, so that no optimizer decays an unused head
+        if (
+            not x_QH.shape[0] and not self.sharded
+        ):  # keeps the head's gradient None, so that no optimizer decays an unused head
             return torch.zeros(0, self.config.llm.vocab, device=x_QH.device)
         return _at_least_fp32(self.language_model.lm_head(self.language_model.model.norm(x_QH)))
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gvcot.model.compute import LoRAConfig
+from gvcot.model.lora import add_lora
 from gvcot.types import Trajectory
 from rewards.config import RewardConfig
 from rl.config import LossConfig, RLConfig, RLOptimConfig
@@ -331,3 +333,32 @@ def test_the_learning_rate_warms_up(roll: Callable[..., Any]) -> None:
     for step, expected in ((0, 2.5e-4), (3, 1e-3), (9, 1e-3)):
         learner.update(update_of(rolled, ADVANTAGE_BK), step)
         assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_a_policy_with_adapters_is_held_to_itself_without_them(roll: Callable[..., Any]) -> None:
+    rolled = roll()
+    lora = LoRAConfig(rank=2, also=("llm2vae",))
+    config = replace(learner_config(rolled, loss=LossConfig(kl_coef=1.0), lr=1e-2), lora=lora)
+    start = {name: p.detach().clone() for name, p in rolled.policy.model.named_parameters()}
+    add_lora(rolled.policy.model, lora, seed=0)
+    learner = Learner(config, rolled.policy.model, rolled.chain, world_size=1)
+    data = update_of(rolled, ADVANTAGE_BK)
+    first = learner.update(data, 0)
+    trained = {name: p.detach().clone() for name, p in learner.parameters.items()}
+    second = learner.update(data, 1)
+    assert first["x_edit/velocity_kl"] == 0.0
+    assert second["x_edit/velocity_kl"] > 0.0
+    for name, value in rolled.policy.model.named_parameters():
+        if name not in learner.parameters:
+            assert torch.equal(value, start[name.replace(".base_layer", "")]), name
+    assert any(not torch.equal(p, trained[n]) for n, p in learner.parameters.items() if "llm2vae" in n)
+
+    resumed = Learner(config, rolled.policy.model, rolled.chain, world_size=1)
+    state = learner.state()
+    with torch.no_grad():
+        for parameter in resumed.parameters.values():
+            parameter.zero_()
+    resumed.restore(state)
+    assert set(state["weights"]) == set(learner.parameters)
+    for name, parameter in resumed.parameters.items():
+        assert torch.equal(parameter, state["weights"][name])

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gvcot.model import flow
-from gvcot.model.attention import Attention
 from gvcot.model.checkpoint import load_unified
+from gvcot.model.compute import Attention
 from gvcot.model.config import TokenIds, UnifiedConfig
 from gvcot.model.sequence import Segment
 from gvcot.model.unified import UnifiedModel

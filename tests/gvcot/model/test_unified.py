@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gvcot.errors import DataError
 from gvcot.model import flow
+from gvcot.model.compute import ComputeConfig
 from gvcot.model.config import UnifiedConfig
 from gvcot.model.sequence import Segment, pack
 from gvcot.model.unified import UnifiedModel
@@ -112,6 +113,29 @@ def test_many_noise_segments_equal_separate_packs(tiny_config, tiny_model):
     for name, parameter in tiny_model.named_parameters():
         if name in gradient:
             close(parameter.grad, gradient[name], floor=ROUNDING)
+
+
+def test_checkpointed_activations_give_the_same_gradients_for_less_memory(tiny_config, tiny_model):
+    packed = pack([Draw(15).gvcot(4), Draw(16).gvcot(7)], tiny_config)
+    kept: dict[bool, int] = {}
+    gradients: dict[bool, list[torch.Tensor]] = {}
+    for checkpointing in (False, True):
+        tiny_model.compute_as(
+            ComputeConfig(attention=tiny_model.attention, activation_checkpointing=checkpointing)
+        )
+        tiny_model.zero_grad()
+        kept[checkpointing] = 0
+
+        def keep(x: torch.Tensor, which: bool = checkpointing) -> torch.Tensor:
+            kept[which] += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = tiny_model(packed).velocity_MD.square().sum()
+        loss.backward()
+        gradients[checkpointing] = [p.grad.clone() for p in tiny_model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(gradients[False], gradients[True], strict=True))
+    assert kept[True] < 0.5 * kept[False]
 
 
 @pytest.fixture(scope="module")

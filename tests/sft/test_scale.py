@@ -1,0 +1,120 @@
+"""The stages as large models run them: sharded, in bfloat16, with adapters, with recomputed activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gvcot.errors import ConfigError
+from gvcot.model.compute import ComputeConfig, LoRAConfig
+from gvcot.model.pretrained import Pretrained, load_pretrained
+from gvcot.run_dir import RunDir
+from gvcot.tracking import Tracker, read_metrics
+from sft.config import DataConfig, OptimConfig, SFTConfig
+from sft.train import train
+
+Make = Callable[..., SFTConfig]
+
+
+@pytest.fixture
+def stage(config: Make, tmp_path: Path) -> SFTConfig:
+    return config(
+        mix={"gvcot": 0.6, "locate": 0.4},
+        steps=3,
+        batch_size=4,
+        log_every=1,
+        threads=1,
+        optim=OptimConfig(lr=1e-3, warmup_steps=1, ema_decay=0.5),
+        data=DataConfig(num_samples=16, cache_dir=str(tmp_path / "cache")),
+    )
+
+
+def run(stage: SFTConfig, path: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """The logged steps and the exported weights."""
+    stage = dataclasses.replace(stage, **changes)
+    evaluated: list[int] = []
+
+    def evaluate(policy: Pretrained, step: int) -> dict[str, float]:
+        evaluated.append(step)
+        return {"eval/weight": policy.model.llm2vae.bias.abs().mean().item()}
+
+    folder = RunDir.open(path, stage, seed=0)
+    with Tracker(folder.path, resume_step=folder.resume_step if folder.resumed else None) as tracker:
+        train(stage, folder, tracker, evaluate)
+    assert evaluated[-1] == stage.steps
+    rows = [row for row in read_metrics(path) if "sft/loss" in row]
+    return rows, load_pretrained(path / "final").model.state_dict()
+
+
+def assert_alike(
+    ours: tuple[list[dict[str, Any]], dict[str, torch.Tensor]],
+    theirs: tuple[list[dict[str, Any]], dict[str, torch.Tensor]],
+    rel: float,
+) -> None:
+    for mine, other in zip(ours[0], theirs[0], strict=True):
+        for key in {"sft/loss", "sft/grad_norm", "sft/flow_mse", "sft/text_ce"} & other.keys():
+            assert mine[key] == pytest.approx(other[key], rel=rel), (mine["step"], key)
+    for name, value in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], value, rtol=rel, atol=rel / 10, msg=name)
+
+
+def test_recomputed_activations_change_nothing(stage: SFTConfig, tmp_path: Path) -> None:
+    plain = run(stage, tmp_path / "plain")
+    recomputed = run(stage, tmp_path / "other", compute=ComputeConfig(activation_checkpointing=True))
+    assert all(torch.equal(recomputed[1][name], value) for name, value in plain[1].items())
+
+
+@pytest.mark.slow
+def test_sharded_workers_take_the_steps_of_one(stage: SFTConfig, tmp_path: Path) -> None:
+    """With this seed every step has words, and at each step but one a worker has none."""
+    stage = dataclasses.replace(stage, seed=8, batch_size=5, mix={"gvcot": 0.7, "locate": 0.3})
+    alone = run(stage, tmp_path / "alone")
+    sharded = run(stage, tmp_path / "sharded", workers=2, sharding="fsdp2")
+    assert_alike(sharded, alone, rel=1e-3)
+    again = run(stage, tmp_path / "sharded", workers=2, sharding="fsdp2")  # resumed after its last step
+    assert all(torch.equal(again[1][name], value) for name, value in sharded[1].items())
+
+
+def test_bfloat16_is_near_and_its_master_weights_are_not_rounded(stage: SFTConfig, tmp_path: Path) -> None:
+    exact = run(stage, tmp_path / "exact")
+    rough = run(stage, tmp_path / "rough", sharding="fsdp2", compute=ComputeConfig(dtype="bfloat16"))
+    for mine, other in zip(rough[0], exact[0], strict=True):
+        assert mine["sft/loss"] == pytest.approx(other["sft/loss"], rel=0.02)
+        assert mine["sft/loss"] != other["sft/loss"]
+    weight = rough[1]["llm2vae.weight"]
+    assert not torch.equal(weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"sharding": "fsdp2", "compute": ComputeConfig(dtype="bfloat16", activation_checkpointing=True)}],
+)
+def test_adapters_are_trained_and_a_plain_model_comes_out(
+    stage: SFTConfig, policy_folder: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    before = load_pretrained(policy_folder).model.state_dict()
+    _, after = run(stage, tmp_path / "run", lora=LoRAConfig(rank=2, also=("llm2vae",)), **how)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("_moe_gen.weight" in name or "llm2vae" in name or "mlp_moe_gen" in name for name in moved)
+    assert any("q_proj_moe_gen" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": LoRAConfig(), "train": "generation"}, "leave train out"),
+        ({"compute": ComputeConfig(dtype="bfloat16")}, "set sharding=fsdp2"),
+        ({"sharding": "fsdp2", "optim": OptimConfig(matrix_lr=1e-3)}, "Muon needs whole matrices"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    stage: SFTConfig, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(stage, **changes)
