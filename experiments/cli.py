@@ -229,10 +229,30 @@ def condense(
 
 
 @app.command()
-def doctor() -> None:
-    """Check this installation and machine; exit code 1 if something is wrong."""
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Option("--plan", help="An SFT or RL recipe: what does it need on each GPU?")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes of the recipe: key=value.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that the plan is for.")] = 8,
+    gpu_gib: Annotated[float, typer.Option(help="Memory of each, in GiB.")] = 80.0,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder whose configuration is planned for; the recipe's by default.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels per side; the recipe's by default.")] = None,
+) -> None:
+    """Check this installation and machine, or plan the memory of a run; exit code 1 if something is wrong, or
+    if the run does not fit."""
     from rich.console import Console
 
+    if recipe is not None:
+        from experiments import memory_plan
+
+        found = memory_plan.plan_recipe(recipe, overrides or [], gpus, model=model, size=size)
+        Console().print(memory_plan.table(found, gpus, gpu_gib))
+        if not memory_plan.fits(found, gpu_gib):
+            raise typer.Exit(1)
+        return
     from experiments.doctor import run_checks, table
 
     checks = run_checks()

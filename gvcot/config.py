@@ -92,6 +92,11 @@ BASE = "base.yaml"
 """A file of this name holds what the recipes beside it share, and is not a whole run."""
 
 
+def recipe_keys(recipe: str | Path) -> set[str]:
+    """The top-level settings that a recipe names. Raises ConfigError as `load` does."""
+    return {str(key) for key in _read_chain(find_recipe(recipe))}
+
+
 def recipe_names(group: str | None = None) -> list[str]:
     """Names of the shipped recipes, as `<group>/<name>`; a name may go through further folders."""
     paths = [path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml") if path.name != BASE]
