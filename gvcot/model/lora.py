@@ -35,7 +35,11 @@ def add_lora(model: UnifiedModel, config: LoRAConfig, seed: int) -> None:
     suffix = "_moe_gen" if config.experts == "generation" else "(_moe_gen)?"
     layers = rf"language_model\.model\.layers\.\d+\.{PROJECTIONS.format(suffix=suffix)}"
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(layers, n)]
-    adapted = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names)
+    adapted = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] -- any number will do
+        target_modules=names,
+    )
     inject_adapter_in_model(adapted, model)
     _reset(model, seed)
 
@@ -43,12 +47,12 @@ def add_lora(model: UnifiedModel, config: LoRAConfig, seed: int) -> None:
 @torch.no_grad()
 def _reset(model: UnifiedModel, seed: int) -> None:
     """A uniform as peft's, but from a seed of our own; B zero."""
-    for name, layer in _adapted(model):
-        down: Tensor = layer.lora_A[ADAPTER].weight
-        bound = 1 / math.sqrt(layer.in_features)
+    for name, _ in _adapted(model):
+        down, up = (model.get_parameter(f"{name}.lora_{part}.{ADAPTER}.weight") for part in "AB")
+        bound = 1 / math.sqrt(down.shape[1])
         drawn = torch.empty(down.shape).uniform_(-bound, bound, generator=seeds.generator(seed, "lora", name))
         down.copy_(drawn)
-        layer.lora_B[ADAPTER].weight.zero_()
+        up.zero_()
 
 
 @contextmanager
