@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from gvcot.model.pretrained import find_model, load_pretrained
 from gvcot.tracking import read_metrics
 
 STEPS = 3
+ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, policy_folder: Path, *overrides: str) -> Path:
@@ -184,3 +188,57 @@ def test_more_workers_than_the_machine_has_are_refused_at_once(policy_folder: Pa
     too_many = ["cluster.num_workers=4096", "prompts_per_step=4096", "steps=1"]
     with pytest.raises(ResourceError, match=r"asks for 4096 CPUs .* Lower the number of workers"):
         run(tmp_path / "run", policy_folder, *too_many)
+
+
+@pytest.mark.slow
+def test_the_reward_of_the_readme_trains_from_a_folder_of_its_own(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    """A file of somebody's own and one line of a recipe, as a user would do it: from the command line."""
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("## Your own reward")[1].split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    (tmp_path / "my_lab.py").write_text(code)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "extends: rl/tiny\nname: mine\nrewards: {bright: {type: 'my_lab:Brightness', weight: 0.2}}\n"
+    )
+    settings = [
+        f"model={policy_folder}",
+        "steps=1",
+        "prompts_per_step=2",
+        "group_size=3",
+        "rollout.num_steps=4",
+        "rollout.window_range=[0,3]",
+        "eval.num_samples=4",
+        "cluster.num_workers=1",
+        "max_missing_share=1.0",
+    ]
+    # the workers import the file as well
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-m", "experiments.cli", "rl", str(recipe), *settings]
+    subprocess.run(call, cwd=tmp_path, env=env, check=True)
+    (line,) = lines(tmp_path / "runs" / "mine")
+    assert -1.0 <= line["reward/bright"] <= 1.0
+    assert line["reward_missing/bright"] == 0.0
+
+
+@pytest.mark.slow
+def test_adapters_train_under_sharded_workers_in_bfloat16(policy_folder: Path, tmp_path: Path) -> None:
+    settings = (
+        "steps=2",
+        "lora={rank: 2, also: [llm2vae]}",
+        "cluster.sharding=fsdp2",
+        "compute={dtype: bfloat16, activation_checkpointing: true}",
+        "objective=reverse_window",
+        "max_logprob_gap=0.05",  # in bfloat16 a replay rounds otherwise than the rollout
+    )
+    folder = run(tmp_path / "lora", policy_folder, *settings)
+    first, second = lines(folder)
+    assert first["policy/x_cot/velocity_kl"] == pytest.approx(0.0, abs=1e-4)
+    assert second["policy/skipped"] == 0.0
+    before = load_pretrained(policy_folder).model.state_dict()
+    after = load_pretrained(folder / "final").model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert any("q_proj_moe_gen" in name for name in moved)
+    assert all("_moe_gen" in name or "llm2vae" in name for name in moved)
