@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ from torch import nn
 from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
 from gvcot.data.encoded import load_encoded
+from gvcot.data.pairs.bad_log import BadLog
+from gvcot.data.pairs.dataset import Bad, PairDataset
+from gvcot.data.source import PairSource, SceneSource, Source
 from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
 from gvcot.model.codec import TinyAE, load_codec
 from gvcot.model.config import CodecConfig, UnifiedConfig
@@ -26,7 +29,7 @@ from gvcot.model.tokenizer import WordTokenizer
 from gvcot.model.unified import UnifiedModel
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
-from sft.config import SFTConfig
+from sft.config import DataConfig, SFTConfig
 from sft.ema import EMA
 from sft.loss import joint_loss
 from sft.muon import Muon, groups
@@ -46,6 +49,8 @@ class State:
     optimizer: torch.optim.AdamW
     ema: EMA
     step: int = 0
+    feed: dict[str, int] = field(default_factory=dict)
+    """Where the training samples go on; see `Feed.state`."""
 
 
 def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) -> dict[str, float]:
@@ -66,18 +71,20 @@ def _lead(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
     state = new_state(config, model)
     restore(run, state)
     metrics: dict[str, float] = {}
-    with open_feed(config, model.config, codec) as feed:
+    bad = BadLog(run.path)
+    with open_feed(config, model.config, codec, state.feed) as feed:
         builder = BatchBuilder(config, model.config, feed, tokenizer, codec)
         began, first = time.monotonic(), state.step
         while state.step < config.steps:
             scalars = training_step(config, builder, state)
             if state.step % config.log_every == 0 or state.step == config.steps:
                 rate = (time.monotonic() - began) / (state.step - first)
-                tracker.log(state.step, scalars | {"time/seconds_per_step": rate})
+                tracker.log(state.step, scalars | bad.count(feed.bad) | {"time/seconds_per_step": rate})
             if state.step == config.steps or (config.eval.every and state.step % config.eval.every == 0):
                 metrics = evaluate(averaged(state, codec, tokenizer), state.step)
                 tracker.log(state.step, metrics)
             if state.step % config.save_every == 0 or state.step == config.steps:
+                state.feed = feed.state(state.step)
                 save(run, state)
     final = averaged(state, codec, tokenizer)
     if not metrics:  # resumed after its last step
@@ -105,21 +112,31 @@ def set_threads(config: SFTConfig) -> None:
 
 
 @contextmanager
-def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterator[Feed]:
-    """The stage's training scenes: a bounded set, encoded now or earlier, or scenes without end."""
+def open_feed(
+    config: SFTConfig, model: UnifiedConfig, codec: TinyAE, state: Mapping[str, int] | None = None
+) -> Iterator[Feed]:
+    """The stage's training samples: a bounded set, encoded now or earlier, or samples without end.
+
+    Args:
+        config: which samples.
+        model: geometry of latents.
+        codec: encodes.
+        state: of the feed of a run that goes on.
+    """
     data, size = config.data, config.model.image_size
     if data.num_samples is not None:
+        bad: list[Bad] = []
         encoded = load_encoded(
             codec,
             model,
+            training_source(data, size),
             cache_dir=Path(data.cache_dir),
-            seed=data.seed,
             num_samples=data.num_samples,
             size=size,
-            world=data.world,
             progress=show_progress if distributed.rank() == 0 else None,
+            report=bad.extend,
         )
-        yield Epochs(encoded, config.batch_size, config.seed)
+        yield Epochs(encoded, config.batch_size, config.seed, bad)
         return
     order = StreamConfig(
         batch_size=config.batch_size,
@@ -128,19 +145,27 @@ def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterato
         world_seed=data.seed,
         size=size,
         world=data.world,
+        pairs=data.pairs,
         reuse=data.reuse,
         shard=data.shard,
     )
     if distributed.rank() > 0:
         yield Shared(None)
         return
-    with closing(SceneStream(order, model, codec)) as stream:
+    with closing(SceneStream(order, model, codec, state)) as stream:
         yield Shared(stream)
 
 
+def training_source(data: DataConfig, size: int) -> Source:
+    """What a bounded set is encoded from."""
+    if data.pairs is None:
+        return SceneSource(seed=data.seed, size=size, world=data.world)
+    return PairSource(PairDataset(data.pairs, size=size, need_target=True))
+
+
 def show_progress(ready: int, wanted: int) -> None:
-    """Say on one line of the terminal how many scenes are encoded."""
-    print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True)
+    """Say on one line of the terminal how many samples are encoded."""
+    print(f"encoded samples {ready}/{wanted}", end="\r", flush=True)
 
 
 def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dict[str, float]:
@@ -222,7 +247,7 @@ def save(run: RunDir, state: State) -> None:
         "optimizer": distributed.full_optimizer_state(state.model, state.optimizer),
     }
     with run.save_checkpoint(state.step) as folder:
-        checkpoint.save_state(folder, tensors, {"step": state.step})
+        checkpoint.save_state(folder, tensors, {"step": state.step, "feed": state.feed})
 
 
 @torch.no_grad()
@@ -233,6 +258,7 @@ def restore(run: RunDir, state: State) -> None:
         return
     tensors, meta = checkpoint.load_state(newest.path)
     state.step = state.ema.num_updates = meta["step"]
+    state.feed = meta.get("feed", {})  # absent from checkpoints that are older than datasets
     state.ema.weights = tensors["ema"]
     for name, parameter in state.parameters.items():
         parameter.copy_(tensors["weights"][name])
