@@ -17,7 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The procedural editing world, and datasets of image pairs.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="The procedural editing world, and datasets of image pairs.", no_args_is_help=True
+)
 rewards_app = typer.Typer(help="The built-in rewards.", no_args_is_help=True)
 judge_app = typer.Typer(help="Vision-language models, or stand-ins, that judge edits.", no_args_is_help=True)
 sweep_app = typer.Typer(help="Run a recipe with many settings and compare them.", no_args_is_help=True)
@@ -395,11 +397,11 @@ def rewards_try(
     from experiments import try_reward
     from gvcot.config import parse
     from gvcot.data import scenes
+    from gvcot.data.source import SAMPLE_FIELDS
     from gvcot.model.pretrained import find_model, load_pretrained
     from rewards.config import RewardConfig
     from rewards.planted import BEHAVIOURS
     from rewards.registry import build_rewards
-    from gvcot.data.source import SAMPLE_FIELDS
 
     config = parse(RewardConfig, [f"type={name}", *(f"options.{option}" for option in options or [])])
     reward = build_rewards({"reward": config}, {"x_cot", "x_edit", *SAMPLE_FIELDS})["reward"]
@@ -424,11 +426,11 @@ def rewards_hacks(
     from experiments import try_reward
     from gvcot.config import load
     from gvcot.data import scenes
+    from gvcot.data.source import SAMPLE_FIELDS
     from gvcot.model.pretrained import find_model, load_pretrained
     from rewards.planted import BEHAVIOURS
     from rewards.registry import build_rewards
     from rl.config import RLConfig
-    from gvcot.data.source import SAMPLE_FIELDS
 
     config = load(RLConfig, _named("rl", recipe), overrides or [])
     rewards = build_rewards(config.rewards, {"x_cot", "x_edit", *SAMPLE_FIELDS})

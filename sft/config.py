@@ -56,8 +56,8 @@ class DataConfig:
     """World seed of the training split; of a dataset without end, the seed of its order."""
 
     num_samples: int | None = 24_000
-    """Training samples, of a dataset its first ones; they are encoded once, then drawn in seeded epochs. None:
-    without end, encoded while the model trains."""
+    """Training samples, of a dataset its first ones; they are encoded once, then drawn in seeded epochs.
+    None: without end, encoded while the model trains."""
 
     reuse: int = 4
     """Of an unlimited set: epochs for which a shard is used before it is dropped. Encoding costs 1 / reuse of

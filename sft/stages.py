@@ -215,8 +215,8 @@ def known(value: T, kind: str, field: str) -> T:
     """
     if not value:
         raise ConfigError(
-            f"mix.{kind}: a sample of the dataset has no {field}, which it is taught from; leave {kind} out of "
-            "the mix, or give every sample one"
+            f"mix.{kind}: a sample of the dataset has no {field}, which it is taught from; leave {kind} out "
+            "of the mix, or give every sample one"
         )
     return value
 

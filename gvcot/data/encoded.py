@@ -221,7 +221,7 @@ def encode_shard(
 def encode_chunks(
     codec: TinyAE, patch: int, parts: Iterable[Sequence[EditSample]], size: int
 ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
-    """(tensors, texts) of samples, under the field names of `EncodedScenes`; both empty where there are none."""
+    """(tensors, texts) of samples, under the field names of `EncodedScenes`; empty where there are none."""
     tensors: dict[str, list[Tensor]] = {}
     texts: dict[str, list[Any]] = {}
     for samples in parts:

@@ -127,8 +127,8 @@ class StreamConfig:
 
 
 class SceneStream:
-    """The training split from its first scene on, or a dataset in seeded epochs; each sample that comes is used
-    `reuse` times. Close it after use."""
+    """The training split from its first scene on, or a dataset in seeded epochs; each sample that comes is
+    used `reuse` times. Close it after use."""
 
     def __init__(
         self,

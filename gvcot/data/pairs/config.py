@@ -37,8 +37,8 @@ class PairsConfig:
     """Names of tasks that are known beside the paper's 19."""
 
     buffer: int = 1_000
-    """Of WebDataset shards, which are shuffled as wholes: places of a shuffle buffer over their samples, so that
-    reads stay near each other. 0: one order over all samples, as in the other containers."""
+    """Of WebDataset shards, which are shuffled as wholes: places of the shuffle buffer that their samples go
+    through, so that reads stay near each other. 0: one order over all samples, as in the other containers."""
 
     max_bad_share: float = 0.01
     """Reading stops when a larger share of the samples is bad."""

@@ -1,9 +1,11 @@
 """The ways in which a dataset lies on disk. Each gives any of its samples by index, one at a time.
 
     folder        samples.jsonl, a record per line; its "source" and "target" are image files beside it
-    parquet       one or several files, a sample per row; columns are the record's fields, "source" and "target"
-                  hold encoded images (binary, or {"bytes": binary, ...} as Hugging Face datasets writes them)
-    webdataset    uncompressed tar shards: KEY.json (the record), KEY.source.png, KEY.target.png (or .jpg, .webp)
+    parquet       one or several files, a sample per row; columns are the record's fields, "source" and
+                  "target" hold encoded images (binary, or {"bytes": binary, ...} as Hugging Face datasets
+                  writes them)
+    webdataset    uncompressed tar shards: KEY.json (the record), KEY.source.png, KEY.target.png (or .jpg,
+                  .jpeg, .webp)
 
 Many files are read in the order of their names.
 """
@@ -14,7 +16,7 @@ import json
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +42,10 @@ class Container(Protocol):
     """Samples by index. Made from a path; a class of your own is named in `PairsConfig.kind`."""
 
     shards: Sequence[int]
-    """Number of samples of each part that is read fastest in one go; one part where that makes no difference."""
+    """Number of samples of each part of the dataset, in the order of their indices."""
+
+    sequential: bool
+    """Whether samples that lie near each other are read so much faster that orders should keep them near."""
 
     def __len__(self) -> int: ...
 
@@ -98,6 +103,8 @@ def guess(path: Path) -> str:
 class Folder:
     """Image files and a record per line of `samples.jsonl`."""
 
+    sequential = False
+
     def __init__(self, path: Path) -> None:
         self._records = path / RECORDS if path.is_dir() else path
         try:
@@ -115,8 +122,8 @@ class Folder:
 
     def read(self, index: int) -> Raw:
         record = self._record(index)
-        target = record.get("target")
-        return Raw(record, self._image(record.get("source")), None if target is None else self._image(target))
+        source, target = (partial(self._image, record.get(name)) for name in ("source", "target"))
+        return Raw(record, source, None if record.get("target") is None else target)
 
     def place(self, index: int) -> str:
         return f"{self._records.name}:{index}"
@@ -126,7 +133,9 @@ class Folder:
         for index in range(min(num, len(self))):
             try:
                 record = self._record(index)
-                files = [self._records.parent / record[name] for name in ("source", "target") if name in record]
+                files = [
+                    self._records.parent / record[name] for name in ("source", "target") if name in record
+                ]
                 yield from map(stamp, files)
             except (SampleError, OSError, TypeError):
                 yield f"bad {index}"
@@ -152,6 +161,8 @@ class Folder:
 class Parquet:
     """A sample per row of parquet files. A whole row group is read for a sample: keep them small."""
 
+    sequential = False
+
     def __init__(self, path: Path) -> None:
         self._files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         self._open = lru_cache(OPEN_FILES)(lambda file: pq.ParquetFile(self._files[file], memory_map=True))
@@ -170,11 +181,9 @@ class Parquet:
             (row,) = self._group(*self._groups[group]).slice(index - self._starts[group], 1).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise SampleError("bad_record", str(error)) from error
-        source, target = (self._image(row.pop(name, None)) for name in ("source", "target"))
-        if source is None:
-            raise SampleError("no_image", "column source: expected an encoded image, got null")
         record = {name: value for name, value in row.items() if value is not None}
-        return Raw(record, source, target)
+        source, target = (partial(encoded_image, record.pop(name, None)) for name in ("source", "target"))
+        return Raw(record, source, None if row.get("target") is None else target)
 
     def place(self, index: int) -> str:
         file, group = self._groups[bisect_right(self._starts, index) - 1]
@@ -190,15 +199,11 @@ class Parquet:
             raise DataError(f"cannot read {self._files[file]}: {error}") from error
         return [found.row_group(i).num_rows for i in range(found.num_row_groups)]
 
-    def _image(self, value: Any) -> bytes | None:
-        found = value.get("bytes") if isinstance(value, Mapping) else value
-        if found is not None and not isinstance(found, bytes):
-            raise SampleError("no_image", f"expected an encoded image, got {type(found).__name__}")
-        return found
-
 
 class WebDataset:
     """Uncompressed tar shards. Their headers are read once, so that every sample can be found again."""
+
+    sequential = True
 
     def __init__(self, path: Path) -> None:
         self._files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
@@ -215,10 +220,8 @@ class WebDataset:
         record, source, target = self._index[shard][row]
         if not record[1]:
             raise SampleError("bad_record", "it has no .json, or the shard ends here")
-        fields = parsed(self._bytes(shard, record))
-        if not source[1]:
-            raise SampleError("no_image", "it has no .source.png, .jpg or .webp")
-        return Raw(fields, self._bytes(shard, source), self._bytes(shard, target) if target[1] else None)
+        images = [partial(self._bytes, shard, place) for place in (source, target)]
+        return Raw(parsed(self._bytes(shard, record)), images[0], images[1] if target[1] else None)
 
     def place(self, index: int) -> str:
         shard, row = self._find(index)
@@ -232,14 +235,16 @@ class WebDataset:
         return shard, index - self._starts[shard]
 
     def _bytes(self, shard: int, place: np.ndarray) -> bytes:
+        if not place[1]:
+            raise SampleError("no_image", "it has no .source.png, .jpg or .webp")
         file = self._open(shard)
         file.seek(int(place[0]))
         return file.read(int(place[1]))
 
 
 def tar_index(path: Path) -> np.ndarray:
-    """int64 (samples, 3, 2): (start, length) of each sample's record, source and target in an uncompressed tar;
-    length 0 where it has none. The last sample of a shard that is cut off has nothing.
+    """int64 (samples, 3, 2): (start, length) of each sample's record, source and target in an uncompressed
+    tar; length 0 where it has none. The last sample of a shard that is cut off has nothing.
 
     Raises:
         DataError: no uncompressed tar file.
@@ -285,6 +290,18 @@ def parsed(line: bytes) -> Mapping[str, Any]:
     if not isinstance(record, dict):
         raise SampleError("bad_record", f"expected a JSON object, got {type(record).__name__}")
     return record
+
+
+def encoded_image(value: Any) -> bytes:
+    """The bytes in a column: plain, or as Hugging Face datasets keep them.
+
+    Raises:
+        SampleError: there are none.
+    """
+    found = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(found, bytes):
+        raise SampleError("no_image", f"expected an encoded image, got {type(found).__name__}")
+    return found
 
 
 def stamp(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gvcot.data.pairs.config import PairsConfig
-from gvcot.data.pairs.containers import WebDataset, open_container
+from gvcot.data.pairs.containers import open_container
 from gvcot.data.pairs.order import epoch_order
 from gvcot.data.pairs.record import Fit, SampleError, decode
 from gvcot.data.scenes import TASKS
@@ -50,7 +50,7 @@ class PairDataset:
         """
         self.config = config
         self._container = open_container(config.path, config.kind)
-        self._buffer = config.buffer if isinstance(self._container, WebDataset) else 0
+        self._buffer = config.buffer if self._container.sequential else 0
         self._fit = Fit(
             size=size,
             resize=config.resize,
@@ -83,7 +83,9 @@ class PairDataset:
 
     def version(self, num: int) -> str:
         """What changes when one of the first `num` samples, or how they are made to fit, does."""
-        return repr((list(self._container.stamps(num)), self._fit.size, self._fit.resize, sorted(self._fit.tasks)))
+        return repr(
+            (list(self._container.stamps(num)), self._fit.size, self._fit.resize, sorted(self._fit.tasks))
+        )
 
     def bad_share(self) -> float:
         """Bad ones of the samples read so far."""
@@ -135,8 +137,8 @@ class PairReader:
             dataset: where samples come from.
             seed: of the orders.
             rank, world_size: which share is this reader's.
-            position: where to go on, as this rank's reader said. For another number of ranks: the smallest that
-                any of them said, which repeats no more than the ranks that met fewer bad ones were ahead.
+            position: where to go on, as this rank's reader said. For another number of ranks: the smallest
+                that any of them said, which repeats no more than the ranks that met more bad ones were ahead.
         """
         self._dataset, self._seed = dataset, seed
         self._step = world_size
@@ -162,8 +164,8 @@ class PairReader:
 
 
 class Prompts:
-    """A dataset as a stream of prompts by index: its epochs end to end. What stands at an index is the same in
-    every process: a bad sample gives its place to the next good one of its epoch."""
+    """A dataset as a stream of prompts by index: its epochs end to end. What stands at an index is the same
+    in every process: a bad sample gives its place to the next good one of its epoch."""
 
     def __init__(self, dataset: PairDataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed

@@ -16,9 +16,9 @@ def epoch_order(shards: Sequence[int], seed: int, epoch: int, buffer: int = 0) -
     Args:
         shards: number of samples of each part of the dataset, in the order of their indices.
         seed, epoch: another one is another order.
-        buffer: 0, any order is as likely as another. Else the parts are shuffled and laid end to end, and their
-            samples go through a shuffle buffer of so many places: what is read next never lies further ahead
-            than the buffer is long.
+        buffer: 0, any order is as likely as another. Else the parts are shuffled and laid end to end, and
+            their samples go through a shuffle buffer of so many places: what is read next never lies further
+            ahead than the buffer is long.
     """
     rng = np.random.default_rng([seed, epoch])
     total = sum(shards)

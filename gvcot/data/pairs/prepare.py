@@ -10,7 +10,8 @@ from PIL import Image
 
 
 def prepare(image_HW3: np.ndarray, size: int | None) -> np.ndarray:
-    """uint8 RGB at the run's size: a square of `size` pixels, None as it is. Images of that size don't change."""
+    """uint8 RGB at the run's size: a square of `size` pixels, None: as it is. Images of that size don't
+    change."""
     if size is None or image_HW3.shape[:2] == (size, size):
         return image_HW3
     resized = Image.fromarray(image_HW3).resize((size, size), Image.Resampling.BICUBIC)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast, get_args
 
@@ -35,7 +35,16 @@ from gvcot.data.pairs.prepare import prepare, prepare_mask
 from gvcot.errors import DataError, closest
 from gvcot.types import EditSample, PaintStyle, Referral, Region
 
-OPTIONAL = ("paint", "referral", "region_caption", "scene_caption", "pointers", "regions", "things", "referents")
+OPTIONAL = (
+    "paint",
+    "referral",
+    "region_caption",
+    "scene_caption",
+    "pointers",
+    "regions",
+    "things",
+    "referents",
+)
 """Known fields that a record may lack, beside `change_mask`."""
 
 FIELDS = frozenset({"id", "source", "target", "instruction", "task", "mask", "change_mask", *OPTIONAL})
@@ -43,11 +52,12 @@ FIELDS = frozenset({"id", "source", "target", "instruction", "task", "mask", "ch
 
 
 class Raw(NamedTuple):
-    """A sample as a container holds it."""
+    """A sample as a container holds it. An image that can't be read raises a SampleError when it is asked
+    for."""
 
     record: Mapping[str, Any]
-    source: bytes
-    target: bytes | None
+    source: Callable[[], bytes]
+    target: Callable[[], bytes] | None
 
 
 class SampleError(DataError):
@@ -92,14 +102,15 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
         raise SampleError("unknown_task", f"{task!r}; {closest(task, fit.tasks)}")
     if raw.target is None and fit.need_target:
         raise SampleError("no_target", "training needs the edited image")
-    source_HW3 = image(raw.source, "source")
-    target_HW3 = None if raw.target is None else image(raw.target, "target")
+    source_HW3 = image(raw.source(), "source")
+    target_HW3 = None if raw.target is None else image(raw.target(), "target")
     if target_HW3 is not None and target_HW3.shape != source_HW3.shape:
         raise SampleError("target_size", f"target {size_of(target_HW3)}, source {size_of(source_HW3)}")
     height, width = source_HW3.shape[:2]
     if fit.size is not None and fit.resize is None and (height, width) != (fit.size, fit.size):
         raise SampleError(
-            "image_size", f"{width}x{height} px, the run takes {fit.size}x{fit.size}; resize=square makes it fit"
+            "image_size",
+            f"{width}x{height} px, the run takes {fit.size}x{fit.size}; resize=square makes it fit",
         )
 
     def mask(value: Any, name: str, *, whole: bool = False) -> np.ndarray:
@@ -164,7 +175,14 @@ def image(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             return np.asarray(opened.convert("RGB"), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise SampleError("undecodable_image", f"{name}: {error}") from error
 
 
@@ -196,8 +214,8 @@ def mask_of(value: Any, name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _fills(packed: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    """Whether the runs reach the last pixel: pycocotools leaves what they don't reach undefined, and complains
-    of runs that go further, as whole ones do in a mask that is one pixel smaller."""
+    """Whether the runs reach the last pixel: pycocotools leaves what they don't reach undefined, and
+    complains of runs that go further, as whole ones do in a mask that is one pixel smaller."""
     try:
         coco.decode({"size": [1, size[0] * size[1] - 1], "counts": packed["counts"]})
     except ValueError:
