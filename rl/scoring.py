@@ -5,7 +5,7 @@ Legend: B chains, P prompts, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -37,8 +37,8 @@ class TrainingPrompts:
         self._source = prompt_source(data.pairs, seed=data.seed, size=data.size, world=data.world)
         self._sample = lru_cache(maxsize=4096 if data.pairs is None else 64)(self._source.sample)
 
-    def __call__(self, index_P: Iterable[int]) -> list[EditSample]:
-        """The samples of P indices (a tensor's, too)."""
+    def __call__(self, index_P: Tensor | Sequence[int]) -> list[EditSample]:
+        """The samples of P indices."""
         return [self._sample(int(i)) for i in index_P]
 
     @property

@@ -17,7 +17,7 @@ from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
 from gvcot.data.encoded import load_encoded
 from gvcot.data.pairs.bad_log import BadLog
-from gvcot.data.pairs.dataset import Bad, PairDataset
+from gvcot.data.pairs.dataset import Bad, PairDataset, check_share
 from gvcot.data.source import PairSource, SceneSource, Source
 from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
 from gvcot.model.codec import TinyAE, load_codec
@@ -136,6 +136,8 @@ def open_feed(
             progress=show_progress if distributed.rank() == 0 else None,
             report=bad.extend,
         )
+        if data.pairs is not None:  # those of an earlier run's cache, too
+            check_share(data.pairs, bad, len(bad) + len(encoded))
         yield Epochs(encoded, config.batch_size, config.seed, bad)
         return
     order = StreamConfig(

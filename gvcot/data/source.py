@@ -17,8 +17,10 @@ from gvcot.types import EditSample
 class Source(Protocol):
     """Samples that are encoded for training."""
 
-    num_samples: int | None
-    """Bad ones included; None: without end."""
+    @property
+    def num_samples(self) -> int | None:
+        """Bad ones included; None: without end."""
+        ...
 
     def take(self, indices: Sequence[int]) -> tuple[list[EditSample], list[Bad]]:
         """The good ones of some samples in their order, and the bad ones."""

@@ -35,7 +35,7 @@ RECORDS = "samples.jsonl"
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 
 OPEN_FILES = 16
-"""Files that stay open."""
+"""Parquet files that stay open."""
 
 
 class Container(Protocol):
@@ -207,7 +207,6 @@ class WebDataset:
 
     def __init__(self, path: Path) -> None:
         self._files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        self._open = lru_cache(OPEN_FILES)(lambda file: self._files[file].open("rb"))
         self._index = [tar_index(file) for file in self._files]
         self.shards = [len(entries) for entries in self._index]
         self._starts = [0, *accumulate(self.shards)]
@@ -237,9 +236,9 @@ class WebDataset:
     def _bytes(self, shard: int, place: np.ndarray) -> bytes:
         if not place[1]:
             raise SampleError("no_image", "it has no .source.png, .jpg or .webp")
-        file = self._open(shard)
-        file.seek(int(place[0]))
-        return file.read(int(place[1]))
+        with self._files[shard].open("rb") as file:
+            file.seek(int(place[0]))
+            return file.read(int(place[1]))
 
 
 def tar_index(path: Path) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from gvcot.data.pairs.config import PairsConfig
 from gvcot.data.pairs.containers import open_container
 from gvcot.data.pairs.order import epoch_order
-from gvcot.data.pairs.record import Fit, SampleError, decode
+from gvcot.data.pairs.record import VERSION, Fit, SampleError, decode
 from gvcot.data.scenes import TASKS
 from gvcot.errors import DataError
 from gvcot.types import EditSample
@@ -50,7 +50,8 @@ class PairDataset:
         """
         self.config = config
         self._container = open_container(config.path, config.kind)
-        self._buffer = config.buffer if self._container.sequential else 0
+        shards, buffer = self._container.shards, config.buffer if self._container.sequential else 0
+        self._order = lru_cache(2)(lambda seed, epoch: epoch_order(shards, seed, epoch, buffer))
         self._fit = Fit(
             size=size,
             resize=config.resize,
@@ -76,20 +77,14 @@ class PairDataset:
         self._check()
         return found
 
-    @lru_cache(maxsize=2)  # noqa: B019  datasets live as long as their run
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The indices of an epoch; see `epoch_order`."""
-        return epoch_order(self._container.shards, seed, epoch, self._buffer)
+        return self._order(seed, epoch)
 
     def version(self, num: int) -> str:
         """What changes when one of the first `num` samples, or how they are made to fit, does."""
-        return repr(
-            (list(self._container.stamps(num)), self._fit.size, self._fit.resize, sorted(self._fit.tasks))
-        )
-
-    def bad_share(self) -> float:
-        """Bad ones of the samples read so far."""
-        return len(self.bad) / max(1, len(self._seen))
+        settings = (VERSION, self._fit.size, self._fit.resize, sorted(self._fit.tasks))
+        return repr((settings, list(self._container.stamps(num))))
 
     def _read(self, index: int) -> EditSample | None:
         name = self._container.place(index)
@@ -102,19 +97,28 @@ class PairDataset:
             return None
 
     def _check(self) -> None:
-        num = len(self._seen)
-        if self.bad_share() > self.config.max_bad_share and num >= min(SURE, len(self)):
-            raise DataError(
-                f"{self.config.path}: {len(self.bad)} of {num} samples are bad, at most "
-                f"{self.config.max_bad_share:.1%} may be (max_bad_share): {self.account()}. "
-                f"See them all with `gvcot data check {self.config.path}`"
-            )
+        if len(self._seen) >= min(SURE, len(self)):
+            check_share(self.config, list(self.bad.values()), len(self._seen))
 
     def account(self) -> str:
         """Bad samples by kind, and the first ones by id."""
-        kinds = Counter(bad.kind for bad in self.bad.values())
-        first = [f"{bad.id} ({bad.kind}: {bad.reason})" for bad in list(self.bad.values())[:SHOWN]]
-        return f"{', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}; such as {'; '.join(first)}"
+        return account(list(self.bad.values()))
+
+
+def check_share(config: PairsConfig, bad: Sequence[Bad], num: int) -> None:
+    """Raises DataError where more of `num` samples are bad than the configuration allows."""
+    if len(bad) > config.max_bad_share * num:
+        raise DataError(
+            f"{config.path}: {len(bad)} of {num} samples are bad, at most {config.max_bad_share:.1%} may be "
+            f"(max_bad_share): {account(bad)}. See them all with `gvcot data check {config.path}`"
+        )
+
+
+def account(bad: Sequence[Bad]) -> str:
+    """Bad samples by kind, and the first ones by id."""
+    kinds = Counter(one.kind for one in bad)
+    first = [f"{one.id} ({one.kind}: {one.reason})" for one in bad[:SHOWN]]
+    return f"{', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}; such as {'; '.join(first)}"
 
 
 class PairReader:

@@ -35,20 +35,17 @@ from gvcot.data.pairs.prepare import prepare, prepare_mask
 from gvcot.errors import DataError, closest
 from gvcot.types import EditSample, PaintStyle, Referral, Region
 
-OPTIONAL = (
-    "paint",
-    "referral",
-    "region_caption",
-    "scene_caption",
-    "pointers",
-    "regions",
-    "things",
-    "referents",
-)
-"""Known fields that a record may lack, beside `change_mask`."""
+VERSION = 1
+"""Goes up whenever the same record gives another sample, so that stored encodings are made anew."""
 
-FIELDS = frozenset({"id", "source", "target", "instruction", "task", "mask", "change_mask", *OPTIONAL})
+FIELDS = frozenset(
+    {"id", "source", "target", "instruction", "task", "mask", "change_mask", "paint", "referral", "regions"}
+    | {"region_caption", "scene_caption", "pointers", "things", "referents"}
+)
 """All known fields. "source" and "target" are the images' places in some containers."""
+
+UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises at broken images."""
 
 
 class Raw(NamedTuple):
@@ -123,9 +120,15 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
     parts = [mask(part, "regions") for part in sequence(record, "regions")]
     things = [mask(thing, "things") for thing in sequence(record, "things")]
     change = record.get("change_mask")
-    referents = tuple(int(i) for i in sequence(record, "referents"))
-    if any(not 0 <= i < len(things) for i in referents):
-        raise SampleError("bad_field", f"referents {list(referents)} name some of {len(things)} things")
+    referents, pointers = sequence(record, "referents"), sequence(record, "pointers")
+    if any(not (isinstance(i, int) and 0 <= i < len(things)) for i in referents):
+        raise SampleError(
+            "bad_field", f"referents {referents!r:.50} are to name some of {len(things)} things"
+        )
+    if any(
+        not (isinstance(pair, list) and [type(words) for words in pair] == [str, str]) for pair in pointers
+    ):
+        raise SampleError("bad_field", f"pointers: expected pairs of texts, got {pointers!r:.50}")
     return EditSample(
         sample_id=text(record, "id"),
         source_HW3=prepare(source_HW3, fit.size),
@@ -137,11 +140,11 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
         paint=cast(PaintStyle, choice(record, "paint", get_args(PaintStyle), "mask")),
         region_caption=text(record, "region_caption", ""),
         scene_caption=text(record, "scene_caption", ""),
-        pointers=tuple((str(e), str(p)) for e, p in sequence(record, "pointers")),
+        pointers=tuple((expression, place) for expression, place in pointers),
         target_HW3=None if target_HW3 is None else prepare(target_HW3, fit.size),
         change_mask_HW=None if change is None else mask(change, "change_mask", whole=True),
         things=tuple(region(thing) for thing in things),
-        referents=referents,
+        referents=tuple(referents),
         metadata={k: v for k, v in record.items() if k not in FIELDS and v is not None},
     )
 
@@ -175,21 +178,17 @@ def image(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             return np.asarray(opened.convert("RGB"), dtype=np.uint8)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except UNDECODABLE as error:
         raise SampleError("undecodable_image", f"{name}: {error}") from error
 
 
 def rle(mask_HW: np.ndarray) -> dict[str, Any]:
     """COCO RLE of a bool mask, with text counts."""
     found = coco.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
-    return {"size": [int(side) for side in found["size"]], "counts": found["counts"].decode("ascii")}
+    return {
+        "size": [int(side) for side in found["size"]],
+        "counts": cast(bytes, found["counts"]).decode("ascii"),
+    }
 
 
 def mask_of(value: Any, name: str, size: tuple[int, int]) -> np.ndarray:
@@ -200,9 +199,9 @@ def mask_of(value: Any, name: str, size: tuple[int, int]) -> np.ndarray:
     """
     if not isinstance(value, Mapping) or "size" not in value or "counts" not in value:
         raise SampleError("bad_mask", f"{name}: expected {{'size': [height, width], 'counts': ...}}")
-    if tuple(value["size"]) != size:
-        raise SampleError("mask_size", f"{name} is of {list(value['size'])}, the source of {list(size)}")
-    plain = {"size": list(size), "counts": value["counts"]}
+    if value["size"] != list(size):
+        raise SampleError("mask_size", f"{name} is of size {value['size']!r:.50}, the source of {list(size)}")
+    plain: Any = {"size": list(size), "counts": value["counts"]}
     try:
         packed = coco.frPyObjects(plain, *size) if isinstance(plain["counts"], list) else plain
         mask_HW = coco.decode(packed).astype(bool)

@@ -120,13 +120,17 @@ BROKEN = {
     "no_image": {"source": "../outside.png"},
     "no_target": {"target": None},
     "bad_field": {"referents": [99]},
+    "bad_field ": {"referents": ["a"]},
+    "bad_field  ": {"pointers": [["a"]]},
+    "bad_field   ": {"paint": "brush"},
+    "mask_size ": {"change_mask": {"size": 64, "counts": "X"}},
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_record_is_left_out_and_named(export: Export, kind: str) -> None:
-    folder = export()
-    name = edit_record(folder, 2, **BROKEN[kind])
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_record_is_left_out_and_named(export: Export, case: str) -> None:
+    folder, kind = export(), case.strip()
+    name = edit_record(folder, 2, **BROKEN[case])
     dataset = opened(folder)
     found = [dataset.sample(i) for i in range(len(dataset))]
     assert [i for i, sample in enumerate(found) if sample is None] == [2]
