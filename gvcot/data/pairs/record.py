@@ -97,18 +97,8 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
         raise SampleError("empty_instruction", "it has no words")
     if task not in fit.tasks:
         raise SampleError("unknown_task", f"{task!r}; {closest(task, fit.tasks)}")
-    if raw.target is None and fit.need_target:
-        raise SampleError("no_target", "training needs the edited image")
-    source_HW3 = image(raw.source(), "source")
-    target_HW3 = None if raw.target is None else image(raw.target(), "target")
-    if target_HW3 is not None and target_HW3.shape != source_HW3.shape:
-        raise SampleError("target_size", f"target {size_of(target_HW3)}, source {size_of(source_HW3)}")
+    source_HW3, target_HW3 = images(raw, fit)
     height, width = source_HW3.shape[:2]
-    if fit.size is not None and fit.resize is None and (height, width) != (fit.size, fit.size):
-        raise SampleError(
-            "image_size",
-            f"{width}x{height} px, the run takes {fit.size}x{fit.size}; resize=square makes it fit",
-        )
 
     def mask(value: Any, name: str, *, whole: bool = False) -> np.ndarray:
         mask_HW = mask_of(value, name, (height, width))
@@ -120,15 +110,6 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
     parts = [mask(part, "regions") for part in sequence(record, "regions")]
     things = [mask(thing, "things") for thing in sequence(record, "things")]
     change = record.get("change_mask")
-    referents, pointers = sequence(record, "referents"), sequence(record, "pointers")
-    if any(not (isinstance(i, int) and 0 <= i < len(things)) for i in referents):
-        raise SampleError(
-            "bad_field", f"referents {referents!r:.50} are to name some of {len(things)} things"
-        )
-    if any(
-        not (isinstance(pair, list) and [type(words) for words in pair] == [str, str]) for pair in pointers
-    ):
-        raise SampleError("bad_field", f"pointers: expected pairs of texts, got {pointers!r:.50}")
     return EditSample(
         sample_id=text(record, "id"),
         source_HW3=prepare(source_HW3, fit.size),
@@ -140,13 +121,27 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
         paint=cast(PaintStyle, choice(record, "paint", get_args(PaintStyle), "mask")),
         region_caption=text(record, "region_caption", ""),
         scene_caption=text(record, "scene_caption", ""),
-        pointers=tuple((expression, place) for expression, place in pointers),
+        pointers=pairs_of_texts(record, "pointers"),
         target_HW3=None if target_HW3 is None else prepare(target_HW3, fit.size),
         change_mask_HW=None if change is None else mask(change, "change_mask", whole=True),
         things=tuple(region(thing) for thing in things),
-        referents=tuple(referents),
+        referents=places_in(record, "referents", len(things)),
         metadata={k: v for k, v in record.items() if k not in FIELDS and v is not None},
     )
+
+
+def images(raw: Raw, fit: Fit) -> tuple[np.ndarray, np.ndarray | None]:
+    """Source and target as they are stored, of one size that the run can take."""
+    if raw.target is None and fit.need_target:
+        raise SampleError("no_target", "training needs the edited image")
+    source_HW3 = image(raw.source(), "source")
+    target_HW3 = None if raw.target is None else image(raw.target(), "target")
+    if target_HW3 is not None and target_HW3.shape != source_HW3.shape:
+        raise SampleError("target_size", f"target {size_of(target_HW3)}, source {size_of(source_HW3)}")
+    if fit.size is not None and fit.resize is None and source_HW3.shape[:2] != (fit.size, fit.size):
+        wanted = f"the run takes {fit.size}x{fit.size}; resize=square makes it fit"
+        raise SampleError("image_size", f"{size_of(source_HW3)}, {wanted}")
+    return source_HW3, target_HW3
 
 
 def encode(sample: EditSample) -> dict[str, Any]:
@@ -263,6 +258,22 @@ def sequence(record: Mapping[str, Any], name: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
         raise SampleError("bad_field", f"{name}: expected a list, got {value!r:.50}")
     return value
+
+
+def pairs_of_texts(record: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:
+    """A field that is a list of pairs of texts."""
+    found = sequence(record, name)
+    if any(not (isinstance(pair, list) and [type(word) for word in pair] == [str, str]) for pair in found):
+        raise SampleError("bad_field", f"{name}: expected pairs of texts, got {found!r:.50}")
+    return tuple((first, second) for first, second in found)
+
+
+def places_in(record: Mapping[str, Any], name: str, num: int) -> tuple[int, ...]:
+    """A field that is a list of places in a list of `num`."""
+    found = sequence(record, name)
+    if any(not (isinstance(place, int) and 0 <= place < num) for place in found):
+        raise SampleError("bad_field", f"{name}: expected places in a list of {num}, got {found!r:.50}")
+    return tuple(found)
 
 
 def size_of(image_HW3: np.ndarray) -> str:

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from experiments.evaluate import EvalRunConfig, evaluate_folder
+from experiments.signal import batch_gradient
 from gvcot.chain import Chain
+from gvcot.config import load
 from gvcot.data import scenes
 from gvcot.data.pairs.config import PairsConfig
+from gvcot.data.pairs.order import epoch_order
 from gvcot.data.pairs.write import write
-from gvcot.model.pretrained import Pretrained
+from gvcot.model.pretrained import Pretrained, load_pretrained
 from gvcot.types import ChainConfig
-from rl.config import PromptConfig, RLEvalConfig
+from rl.config import PromptConfig, RLConfig, RLEvalConfig
 from rl.scoring import TrainingPrompts, provides
 
 NUM = 6
@@ -69,3 +72,23 @@ def test_a_dataset_of_scenes_evaluates_as_the_scenes_do(
     ]
     assert repr(results[0]["train-1steps"]) == repr(results[1]["scenes-1steps"])  # NaN is NaN
     assert (tmp_path / "b" / "evals" / "scenes-1steps.png").is_file()
+
+
+def test_an_update_on_a_dataset_of_scenes_is_that_on_the_scenes(policy_folder: Path, tmp_path: Path) -> None:
+    """Rollout, rewards, advantages and gradient of one step, whose prompts are the same ones."""
+    write(iter(scenes.samples("train", range(2))), tmp_path / "two", "folder")
+    seed = next(seed for seed in range(99) if epoch_order([2], seed, 0)[0] == 0)
+    small = [
+        "prompts_per_step=2",
+        "group_size=2",
+        "rollout.num_steps=2",
+        "nft.num_times=1",
+        "optim.micro_batch=4",
+    ]
+    found = []
+    for data in (["data.seed=0"], [f"data.seed={seed}", f"data.pairs.path={tmp_path / 'two'}"]):
+        config = load(RLConfig, "rl/tiny", [f"model={policy_folder}", "max_missing_share=1.0", *small, *data])
+        found.append(batch_gradient(config, load_pretrained(policy_folder), 0))
+    assert found[0].keys() == found[1].keys()
+    assert any(gradient.abs().max() > 0 for gradient in found[0].values())
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
