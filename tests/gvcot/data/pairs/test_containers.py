@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,10 +242,8 @@ def test_a_container_of_one_s_own_is_named_by_its_class(datasets: dict[str, Path
 
 
 def test_a_picture_of_a_billion_pixels_is_not_decoded(export: Export) -> None:
-    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    picture = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     folder = export()
-    (folder / "images/000000/00000000.source.png").write_bytes(picture)
+    (folder / "images/000000/00000000.source.png").write_bytes(b"P6 30000 30000 255\n")
     dataset = opened(folder)
     assert dataset.sample(0) is None
     assert "exceeds limit" in dataset.bad[0].reason
