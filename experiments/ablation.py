@@ -124,21 +124,19 @@ def scoring_seconds(config: RLConfig, repeats: int = 3) -> dict[str, float]:
     import torch
 
     from gvcot.chain import Chain
-    from gvcot.data import scenes
     from gvcot.model.pretrained import find_model, load_pretrained
     from rewards.mix import score_all
     from rewards.registry import build_rewards
-    from rl.scoring import provides, reward_batch
+    from rl.scoring import TrainingPrompts, provides, reward_batch
 
     policy = load_pretrained(find_model(config.model))
     chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
-    rewards = build_rewards(config.rewards, provides(chain))
-    num, data = config.prompts_per_step, config.data
+    rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
+    num, prompts = config.prompts_per_step, TrainingPrompts(config.data)
     prompt_B = torch.arange(num).repeat_interleave(config.group_size)
     taken: dict[str, list[float]] = {name: [] for name in rewards}
     for step in range(repeats):
-        indices = range(step * num, (step + 1) * num)
-        samples = scenes.samples("train", indices, seed=data.seed, size=data.size, world=data.world)
+        samples = prompts(range(step * num, (step + 1) * num))
         images = {name: image[prompt_B] for name, image in true_images(chain, samples).items()}
         batch = reward_batch(policy.codec, samples, prompt_B, images)
         for name, reward in rewards.items():

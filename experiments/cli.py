@@ -17,7 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at the procedural editing world.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="The procedural editing world, and datasets of image pairs.", no_args_is_help=True
+)
 rewards_app = typer.Typer(help="The built-in rewards.", no_args_is_help=True)
 judge_app = typer.Typer(help="Vision-language models, or stand-ins, that judge edits.", no_args_is_help=True)
 sweep_app = typer.Typer(help="Run a recipe with many settings and compare them.", no_args_is_help=True)
@@ -285,6 +287,59 @@ def data_show(
     typer.echo(out)
 
 
+@data_app.command("export-scenes")
+def data_export_scenes(
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must be new or empty.")],
+    kind: Annotated[
+        Literal["folder", "parquet", "webdataset"], typer.Option("--format", help="How it is stored.")
+    ] = "folder",
+    num: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 1_000,
+    split: Annotated[Literal["train", "val", "test", "bench"], typer.Option(help="Which scenes.")] = "train",
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Pixels per side; 16 a cell by default.")] = None,
+    shard: Annotated[int, typer.Option(min=1, help="Scenes per file.")] = 1_000,
+    settings: Annotated[list[str] | None, typer.Argument(help="Settings of the world: key=value.")] = None,
+) -> None:
+    """Write scenes as a dataset of image pairs with exact masks, such as real ones are read from."""
+    from gvcot.config import parse
+    from gvcot.data import scenes
+    from gvcot.data.pairs.write import write
+
+    world = parse(scenes.WorldConfig, settings or [])
+    samples = (scenes.generate(seed, i, split=split, size=size, world=world) for i in range(num))
+    typer.echo(f"{out}: {write(samples, out, kind, shard)} samples")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A dataset of image pairs.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="How it is read: kind=..., resize=square, tasks=[...]")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels per side that a run takes.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="How many bad samples are listed.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write all bad samples there, one JSON per line.")] = None,
+) -> None:
+    """Read a whole dataset and say what is in it; exit code 1 if no sample is good."""
+    import json
+
+    from rich.console import Console
+
+    from gvcot.config import parse
+    from gvcot.data.pairs.check import check, tables
+    from gvcot.data.pairs.config import PairsConfig
+
+    report = check(parse(PairsConfig, [f"path={path}", *(settings or [])]), size)
+    for table in tables(report, show):
+        Console().print(table)
+    if report.repeated:
+        typer.echo(f"{len(report.repeated)} ids come more than once, such as {report.repeated[0]}")
+    if out is not None:
+        out.write_text("".join(json.dumps(bad._asdict()) + "\n" for bad in report.bad))
+    if not report.num_good:
+        raise typer.Exit(1)
+
+
 @data_app.command("speed")
 def data_speed(
     recipe: Annotated[str, typer.Argument(help="A supervised stage whose step is measured.")] = "tiny-stage2",
@@ -362,11 +417,11 @@ def rewards_try(
     from experiments import try_reward
     from gvcot.config import parse
     from gvcot.data import scenes
+    from gvcot.data.source import SAMPLE_FIELDS
     from gvcot.model.pretrained import find_model, load_pretrained
     from rewards.config import RewardConfig
     from rewards.planted import BEHAVIOURS
     from rewards.registry import build_rewards
-    from rl.scoring import SAMPLE_FIELDS
 
     config = parse(RewardConfig, [f"type={name}", *(f"options.{option}" for option in options or [])])
     reward = build_rewards({"reward": config}, {"x_cot", "x_edit", *SAMPLE_FIELDS})["reward"]
@@ -391,11 +446,11 @@ def rewards_hacks(
     from experiments import try_reward
     from gvcot.config import load
     from gvcot.data import scenes
+    from gvcot.data.source import SAMPLE_FIELDS
     from gvcot.model.pretrained import find_model, load_pretrained
     from rewards.planted import BEHAVIOURS
     from rewards.registry import build_rewards
     from rl.config import RLConfig
-    from rl.scoring import SAMPLE_FIELDS
 
     config = load(RLConfig, _named("rl", recipe), overrides or [])
     rewards = build_rewards(config.rewards, {"x_cot", "x_edit", *SAMPLE_FIELDS})

@@ -74,7 +74,7 @@ def unlabelled(source_HW3: np.ndarray, instruction: str) -> EditSample:
         source_HW3=source_HW3,
         instruction=instruction,
         task="",
-        referral="property",
+        referral="unknown",
         mask_HW=np.zeros(source_HW3.shape[:2], dtype=bool),
         regions=(),
     )

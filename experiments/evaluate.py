@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split of Scenes, with its pictures and per-sample results.
+"""Evaluation of a model on a split of Scenes or on a dataset, with its pictures and per-sample results.
 
     evals/<name>.step_<N>.json    {"name", "step", "metrics": means, "samples": per-sample values}
 
@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from gvcot.chain import CHAINS, Chain
-from gvcot.data import scenes
 from gvcot.data.images import to_uint8
+from gvcot.data.pairs.config import PairsConfig
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.data.show import drawn_sheet
+from gvcot.data.source import SAMPLE_FIELDS, first_samples, held_out
 from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained, load_pretrained
 from gvcot.run_dir import write_atomic
@@ -42,11 +43,14 @@ from sft.config import SFTConfig
 class EvalRunConfig:
     """What `gvcot eval` does."""
 
+    pairs: PairsConfig | None = None
+    """A dataset of image pairs; None: a split of Scenes."""
+
     split: Split = "bench"
     """"val" for tuning, "test" and "bench" for claims."""
 
     num_samples: int | None = None
-    """Scenes; None: the whole split."""
+    """Samples, of a dataset its first good ones; None: all."""
 
     num_steps: tuple[int, ...] = (8, 50)
     """ODE steps per image; the model is evaluated at each."""
@@ -96,12 +100,12 @@ PANEL_ROWS = 12
 """Samples on a panel."""
 
 
-def standard_rewards(chain: Chain) -> dict[str, Reward]:
-    """The standard rewards that a chain can be scored with."""
-    given = provides(chain)
+def standard_rewards(chain: Chain, pairs: PairsConfig | None = None) -> dict[str, Reward]:
+    """The standard rewards that a chain can be scored with, on a dataset or on Scenes."""
+    given = provides(chain, pairs)
     built = build_rewards(
         {name: RewardConfig(type=name) for name in STANDARD_REWARDS},
-        given | {p.name for p in CHAINS["gvcot"].phases},
+        set(SAMPLE_FIELDS) | {p.name for p in CHAINS["gvcot"].phases},
     )
     return {name: reward for name, reward in built.items() if reward.requires <= given}
 
@@ -113,15 +117,14 @@ class StageEvaluator:
         self._config, self._run, self._tracker = config, run, tracker
         options = config.eval
         size = config.model.image_size
-        self._samples = scenes.samples(
-            options.split, range(options.num_samples), size=size, world=options.world
-        )
+        held = held_out(options.pairs, options.split, size=size, world=options.world)
+        self._samples = first_samples(held, options.num_samples)
 
     def __call__(self, policy: Pretrained, step: int) -> dict[str, float]:
         options = self._config.eval
         chain_config = ChainConfig(name=options.chain, feedback=self._config.feedback)
         chain = Chain(chain_config, policy.tokenizer, has_vit=policy.model.config.vit is not None)
-        rewards = standard_rewards(chain)
+        rewards = standard_rewards(chain, options.pairs)
         result = probes.evaluate(
             policy,
             chain,
@@ -132,7 +135,7 @@ class StageEvaluator:
             seed=self._config.seed,
             probes=(),
         )
-        return record(self._run, self._tracker, options.split, step, result, self._samples, list(rewards))
+        return record(self._run, self._tracker, options.name, step, result, self._samples, list(rewards))
 
 
 def record(
@@ -187,10 +190,9 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
     torch.set_num_threads(config.threads or torch.get_num_threads())
     policy = load_pretrained(folder)
     chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
-    rewards = standard_rewards(chain)
-    length = scenes.length(config.split)
-    indices = range(config.num_samples or length)
-    samples = scenes.samples(config.split, indices, size=config.size, world=config.world)
+    rewards = standard_rewards(chain, config.pairs)
+    held = held_out(config.pairs, config.split, size=config.size, world=config.world)
+    samples = first_samples(held, config.num_samples)
     out = folder if config.out is None else Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, dict[str, float]] = {}
@@ -210,7 +212,7 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
             for draw in range(config.draws)
         ]
         result = mean_of_draws(drawn)
-        name = f"{config.split}-{num_steps}steps"
+        name = f"{config.split if config.pairs is None else config.pairs.name}-{num_steps}steps"
         metrics[name] = probes.summary(result, samples, list(rewards))
         write_evaluation(out, name, 0, metrics[name], result, samples)
         images = {phase: to_uint8(image[:PANEL_ROWS]) for phase, image in result.images.items()}

@@ -22,8 +22,8 @@ from tensordict import TensorDict
 from experiments.evaluate import record
 from gvcot.chain import Chain
 from gvcot.config import flatten, to_dict
-from gvcot.data import scenes
 from gvcot.data.images import to_uint8
+from gvcot.data.pairs.bad_log import BadLog
 from gvcot.data.show import drawn_sheet
 from gvcot.errors import ConfigError, closest
 from gvcot.model.tokenizer import WordTokenizer
@@ -37,7 +37,7 @@ from rl.alarms import Alarms
 from rl.collect import Collector, Inline, Overlapped, RewardWorker
 from rl.config import RLConfig
 from rl.probes import Evaluation
-from rl.scoring import provides
+from rl.scoring import TrainingPrompts, evaluation_set, provides
 from rl.train import train
 from rl.worker import PolicyWorker
 from rollout.tensors import table
@@ -57,7 +57,7 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
     """
     options, scoring = config.cluster, config.reward_workers
     chain = Chain(config.chain, WordTokenizer(), has_vit=True)
-    rewards = build_rewards(config.rewards, provides(chain))
+    rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
     phases = [phase.name for phase in chain.phases]
     for phase in config.advantage.phase_weights:
         if phase not in phases:
@@ -119,22 +119,18 @@ class PolicyEvaluator:
 
     def __init__(self, config: RLConfig, policy: cluster.WorkerGroup, run: RunDir, tracker: Tracker) -> None:
         self._config, self._policy, self._run, self._tracker = config, policy, run, tracker
-        options = config.eval
-        self._samples = scenes.samples(
-            options.split,
-            range(options.num_samples),
-            size=config.data.size,
-            world=options.world or config.data.world,
-        )
+        held_out = evaluation_set(config)
+        self._indices = held_out.indices(config.eval.num_samples)
+        self._samples = [held_out.sample(index) for index in self._indices]
         self.latest: dict[str, float] = {}
 
     def __call__(self, step: int) -> dict[str, float]:
         num, workers = len(self._samples), self._config.cluster.num_workers
-        index = torch.arange(num + -num % workers).clamp_max(num - 1)
+        index = torch.tensor(self._indices)[torch.arange(num + -num % workers).clamp_max(num - 1)]
         rows = self._policy.evaluate(TensorDict({"index": index}, batch_size=[len(index)]))[:num]
         result = Evaluation(values=table(rows, "values"), images=table(rows, "images"))
         rewards = list(self._config.rewards)
-        name = self._config.eval.split
+        name = self._config.eval.name
         self.latest = record(self._run.path, self._tracker, name, step, result, self._samples, rewards)
         return self.latest
 
@@ -145,6 +141,8 @@ class Watcher:
     def __init__(self, config: RLConfig, run: RunDir, tracker: Tracker, bar: Progress, start: int) -> None:
         self._config, self._run, self._tracker, self._bar = config, run, tracker, bar
         self._task = bar.add_task("RL", total=config.steps, completed=start)
+        self._samples = TrainingPrompts(config.data)
+        self._bad = BadLog(run.path)
         self._alarms = Alarms(config.active_alarms())
         for line in read_metrics(run.path):  # of a run that goes on
             self._alarms.update(line["step"], line)
@@ -155,9 +153,12 @@ class Watcher:
         shown = "  ".join(f"{name} {metrics[f'reward/{name}']:.3f}" for name in self._config.rewards)
         self._bar.update(self._task, completed=step, description=shown)
         if self._config.panel_every and step % self._config.panel_every == 0:
-            samples = [self._sample(int(i)) for i in chains["index"]]
+            samples = self._samples(chains["index"])
             self._panel(step, chains, samples)
             self._table(step, scores, samples)
+        if self._config.data.pairs is not None:
+            self._samples(chains["index"])  # as the workers do, so that what they pass over is known here
+            self._tracker.log(step, self._bad.count(self._samples.bad))
         return self._watch(step, metrics)
 
     def _watch(self, step: int, metrics: dict[str, float]) -> bool:
@@ -196,10 +197,6 @@ class Watcher:
             columns[name] = [r if v else None for r, v in zip(raw, valid, strict=True)]
         pq.write_table(pa.table(columns), folder / f"step_{step}.parquet")
 
-    def _sample(self, index: int) -> EditSample:
-        data = self._config.data
-        return scenes.generate(data.seed, index, split="train", size=data.size, world=data.world)
-
 
 def progress_bar() -> Progress:
     """Steps done, rewards of the latest one, elapsed time and ETA."""
@@ -219,7 +216,7 @@ def layout(config: RLConfig, phases: list[str]) -> dict[str, dict[str, list[str]
     return {
         "rewards": {
             "training rollouts": [f"reward/{name}$" for name in rewards],
-            f"evaluation on {config.eval.split}": [f"eval/{name}$" for name in rewards],
+            f"evaluation on {config.eval.name}": [f"eval/{name}$" for name in rewards],
             "groups without a signal": [f"reward_zero_std/{name}$" for name in rewards],
         },
         "policy": {

@@ -25,7 +25,6 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from gvcot.chain import Chain
-from gvcot.data import scenes
 from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained
 from gvcot.sampler import condition_of, draw
@@ -34,7 +33,7 @@ from rewards.registry import build_rewards
 from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.objectives import Drawn
-from rl.scoring import provides, reward_batch, score_columns
+from rl.scoring import TrainingPrompts, provides, reward_batch, score_columns
 from rl.train import credited
 from rl.worker import initial_seeds, rollout_seeds
 from rollout.sample import chain_noise, window_denoiser
@@ -114,18 +113,14 @@ def groups_of(names: Sequence[str]) -> dict[str, list[str]]:
 def batch_gradient(config: RLConfig, policy: Pretrained, step: int) -> Gradient:
     """The gradient of one training step's batch, at the policy as it is."""
     chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
-    rewards = build_rewards(config.rewards, provides(chain))
+    rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
     phases = [phase.name for phase in chain.phases]
     learner = Learner(config, policy.model, chain, 1)
     how, num = learner.objective.sampling, config.prompts_per_step
     positions = list(range(num))
     chain_seeds_B = rollout_seeds(config, step, positions)
     prompt_B = torch.arange(num).repeat_interleave(config.group_size)
-    data = config.data
-    samples = [
-        scenes.generate(data.seed, step * num + i, split="train", size=data.size, world=data.world)
-        for i in positions
-    ]
+    samples = TrainingPrompts(config.data)(range(step * num, (step + 1) * num))
     windows = draw_windows(
         config.seed, step, how.num_steps, how.window_size, *how.window_range, phases=phases
     )

@@ -14,6 +14,7 @@ from gvcot.errors import ConfigError, closest
 
 TABLES: dict[str, str] = {
     "reward": "rewards.registry:REWARDS",
+    "container": "gvcot.data.pairs.config:CONTAINERS",
 }
 """Kind of part -> "module:TABLE", where its table is. These modules do not import torch."""
 

@@ -11,8 +11,9 @@ can use it cheaply.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ class EditSample:
     task: str
     """Task name, e.g. "color"; a key of the task table."""
 
-    referral: Referral
+    referral: Referral | Literal["unknown"]
     """How the instruction points at its region."""
 
     mask_HW: np.ndarray
@@ -94,6 +95,9 @@ class EditSample:
     referents: tuple[int, ...] = ()
     """Which of `things` the instruction means; empty where it means none of them (the place of an insertion,
     a wall)."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else a dataset says of the sample; plain values."""
 
 
 Feedback = Literal["vae", "vit"]

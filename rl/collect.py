@@ -22,7 +22,7 @@ from gvcot.model.tokenizer import WordTokenizer
 from rewards.registry import build_rewards
 from rl.cluster import ActorPool, WorkerGroup
 from rl.config import RLConfig
-from rl.scoring import Scorer, TrainingScenes, provides
+from rl.scoring import Scorer, TrainingPrompts, provides
 
 
 class Collected(NamedTuple):
@@ -107,10 +107,10 @@ class RewardWorker:
         config = self._config
         torch.set_num_threads(max(1, int(config.reward_workers.cpus_per_worker)))
         chain = Chain(config.chain, WordTokenizer(), has_vit=True)
-        rewards = build_rewards(config.rewards, provides(chain))
+        rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
         for reward in rewards.values():
             reward.start()
-        self._scorer = Scorer(rewards, load_pretrained_codec(Path(model_dir)), TrainingScenes(config.data))
+        self._scorer = Scorer(rewards, load_pretrained_codec(Path(model_dir)), TrainingPrompts(config.data))
 
     def score(self, chains: TensorDict) -> tuple[TensorDict, float]:
         """Scores of B chains, and the seconds it took."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gvcot.data.pairs.config import PairsConfig
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
@@ -15,11 +16,15 @@ from rollout.config import RolloutConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SceneStream:
-    """Scenes that are trained on: an endless stream, never stored."""
+class PromptConfig:
+    """What is trained on: scenes, an endless stream that is never stored, or a dataset in seeded epochs."""
+
+    pairs: PairsConfig | None = None
+    """A dataset of image pairs; None: Scenes. Targets are used where there are some."""
 
     seed: int = 1
-    """World seed; another one than the warm start's gives scenes that it has not seen."""
+    """World seed; another one than the warm start's gives scenes that it has not seen. Of a dataset, the seed
+    of its order."""
 
     size: int = 64
     """Pixels per side."""
@@ -165,13 +170,18 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RLEvalConfig:
-    """Evaluation on a split of Scenes by plain ODE sampling."""
+    """Evaluation on a split of Scenes, or on a dataset, by plain ODE sampling."""
 
     every: int = 50
     """Training steps between evaluations; 0: none in between. There is always one before and one after."""
 
+    pairs: PairsConfig | None = None
+    """A dataset of image pairs to evaluate on; None: a split of Scenes, whatever is trained on."""
+
     split: Split = "val"
     num_samples: int = 512
+    """Of a dataset, its first good ones."""
+
     world: WorldConfig | None = None
     """The world that is evaluated on; None: the one that is trained on."""
 
@@ -180,6 +190,11 @@ class RLEvalConfig:
 
     batch: int = 64
     """Samples drawn at once on each worker."""
+
+    @property
+    def name(self) -> str:
+        """What the evaluations are called: after the split, or the dataset."""
+        return self.split if self.pairs is None else self.pairs.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +273,7 @@ class RLConfig:
 
     chain: ChainConfig = field(default_factory=ChainConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    data: SceneStream = field(default_factory=SceneStream)
+    data: PromptConfig = field(default_factory=PromptConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     objective: Literal["reverse_window", "diffusion_nft", "rejection"] = "reverse_window"
     """What is trained on; see `rl.objectives`."""

@@ -13,37 +13,54 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from gvcot.chain import Chain
-from gvcot.data import scenes
 from gvcot.data.images import to_tensor
+from gvcot.data.pairs.config import PairsConfig
+from gvcot.data.pairs.dataset import Bad
+from gvcot.data.source import HeldOut, given_fields, held_out, prompt_source
 from gvcot.model.codec import Codec
 from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.canaries import canaries, unedited
 from rewards.mix import applies, score_all
-from rl.config import SceneStream
+from rl.config import PromptConfig, RLConfig
 from rollout.tensors import table
 
 
-class TrainingScenes:
+class TrainingPrompts:
     """The samples of a run's stream by index; the latest ones are kept."""
 
-    def __init__(self, data: SceneStream) -> None:
-        self._data = data
-        self._sample = lru_cache(maxsize=4096)(self._generate)
+    def __init__(self, data: PromptConfig) -> None:
+        """
+        Raises:
+            DataError, ConfigError: no such dataset.
+        """
+        self._source = prompt_source(data.pairs, seed=data.seed, size=data.size, world=data.world)
+        self._sample = lru_cache(maxsize=4096 if data.pairs is None else 64)(self._source.sample)
 
-    def __call__(self, index_P: Tensor) -> list[EditSample]:
+    def __call__(self, index_P: Tensor | Sequence[int]) -> list[EditSample]:
         """The samples of P indices."""
         return [self._sample(int(i)) for i in index_P]
 
-    def _generate(self, index: int) -> EditSample:
-        data = self._data
-        return scenes.generate(data.seed, index, split="train", size=data.size, world=data.world)
+    @property
+    def bad(self) -> Sequence[Bad]:
+        """Samples of a dataset that were passed over so far."""
+        return self._source.bad
+
+
+def evaluation_set(config: RLConfig) -> HeldOut:
+    """What a run is evaluated on.
+
+    Raises:
+        DataError, ConfigError: no such dataset.
+    """
+    options, data = config.eval, config.data
+    return held_out(options.pairs, options.split, size=data.size, world=options.world or data.world)
 
 
 class Scorer:
     """Scores drawn chains with a recipe's rewards; the same in policy workers and reward workers."""
 
-    def __init__(self, rewards: Mapping[str, Reward], codec: Codec, samples: TrainingScenes) -> None:
+    def __init__(self, rewards: Mapping[str, Reward], codec: Codec, samples: TrainingPrompts) -> None:
         self._rewards, self._codec, self._samples = rewards, codec, samples
 
     @torch.no_grad()
@@ -64,13 +81,9 @@ def prompts_of(index_B: Tensor) -> tuple[Tensor, Tensor]:
     return index_P, prompt_B
 
 
-SAMPLE_FIELDS = ("mask", "change_mask", "target", "things", "region_caption")
-"""What a sample of Scenes gives to rewards beside its images."""
-
-
-def provides(chain: Chain) -> set[str]:
-    """What rewards can require of this chain on Scenes."""
-    return {phase.name for phase in chain.phases} | set(SAMPLE_FIELDS)
+def provides(chain: Chain, pairs: PairsConfig | None = None) -> set[str]:
+    """What rewards can require of this chain on a dataset, or on Scenes."""
+    return {phase.name for phase in chain.phases} | given_fields(pairs)
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from gvcot import checkpoint, distributed, seeds
 from gvcot.chain import Chain
-from gvcot.data import scenes
 from gvcot.model.codec import Codec
 from gvcot.model.config import UnifiedConfig
 from gvcot.model.pretrained import load_pretrained, save_pretrained
@@ -28,7 +27,7 @@ from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, register
 from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.objectives import Drawn
-from rl.scoring import Scorer, TrainingScenes, prompts_of, provides
+from rl.scoring import Scorer, TrainingPrompts, evaluation_set, prompts_of, provides
 from rollout.sample import chain_noise, window_denoiser
 from rollout.tensors import from_tensordict, to_tensordict
 from rollout.window import draw_windows
@@ -61,7 +60,7 @@ class PolicyWorker(Worker):
         self._policy.codec.to(device)
         model.compute_as(config.compute)
         self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
-        self._rewards = build_rewards(config.rewards, provides(self._chain))
+        self._rewards = build_rewards(config.rewards, provides(self._chain, config.data.pairs))
         for reward in self._rewards.values():
             reward.start()
         # copied before sharding: a sharded model can't be
@@ -76,7 +75,8 @@ class PolicyWorker(Worker):
             for sharded in filter(None, (model, reference)):
                 distributed.shard(sharded, mesh, sharded.language_model.model.layers, compute_dtype=dtype)
         self._learner = Learner(config, model, self._chain, self.world_size, reference)
-        self._samples = TrainingScenes(config.data)
+        self._samples = TrainingPrompts(config.data)
+        self._held_out = evaluation_set(config)
         self._scorer = Scorer(self._rewards, self._policy.codec, self._samples)
 
     @register(dispatch_mode=dispatch_nd)
@@ -137,14 +137,9 @@ class PolicyWorker(Worker):
 
     @register(dispatch_mode=dispatch_nd)
     def evaluate(self, rows: TensorDict) -> TensorDict:
-        """Rows {"index"} of the evaluation split -> per-sample values and images of the averaged policy."""
+        """Rows {"index"} of the evaluation set -> per-sample values and images of the averaged policy."""
         config = self._config
-        samples = scenes.samples(
-            config.eval.split,
-            [int(i) for i in rows["index"]],
-            size=config.data.size,
-            world=config.eval.world or config.data.world,
-        )
+        samples = [self._held_out.sample(int(i)) for i in rows["index"]]
         with self._learner.averaged(), distributed.gathered(self._policy.model):
             result = probes.evaluate(
                 self._policy,

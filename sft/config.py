@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gvcot.data.pairs.config import PairsConfig
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
@@ -47,27 +48,31 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which scenes are trained on."""
+    """Which scenes, or image pairs, are trained on."""
+
+    pairs: PairsConfig | None = None
+    """A dataset of image pairs; None: Scenes."""
 
     seed: int = 0
-    """World seed of the training split."""
+    """World seed of the training split; of a dataset without end, the seed of its order."""
 
     num_samples: int | None = 24_000
-    """Training scenes; they are generated and encoded once, then drawn in seeded epochs. None: without end,
-    encoded while the model trains."""
+    """Training samples, of a dataset its first ones; they are encoded once, then drawn in seeded epochs.
+    None: without end, encoded while the model trains."""
 
     reuse: int = 4
     """Of an unlimited set: epochs for which a shard is used before it is dropped. Encoding costs 1 / reuse of
     what it would."""
 
     shard: int = 1_000
-    """Of an unlimited set: scenes that are encoded at a time; up to three shards are in memory."""
+    """Of an unlimited set: samples that are encoded at a time; up to three shards are in memory."""
 
     world: WorldConfig = field(default_factory=WorldConfig)
     """How hard the training scenes are, and which tasks they have."""
 
     cache_dir: str = "runs/cache"
-    """Encoded scenes of a bounded set are kept here, by the codec's and the world's fingerprint."""
+    """Encoded samples of a bounded set are kept here, by the codec's and the world's (or the dataset's)
+    fingerprint."""
 
     def __post_init__(self) -> None:
         for key in ("num_samples", "reuse", "shard"):
@@ -112,14 +117,17 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Evaluation on the validation split during training."""
+    """Evaluation on the validation split, or on a dataset, during training."""
 
     every: int = 1_000
     """Steps between evaluations; 0: only at the end."""
 
+    pairs: PairsConfig | None = None
+    """A dataset of image pairs to evaluate on; None: a split of Scenes, whatever the stage trains on."""
+
     split: Split = "val"
     num_samples: int = 128
-    """Scenes of the split at each evaluation."""
+    """Samples at each evaluation, of a dataset its first good ones."""
 
     num_steps: int = 8
     """ODE steps per image."""
@@ -132,6 +140,11 @@ class EvalConfig:
 
     world: WorldConfig = field(default_factory=WorldConfig)
     """The world that is evaluated on, whatever the stage trains on."""
+
+    @property
+    def name(self) -> str:
+        """What the evaluations are called: after the split, or the dataset."""
+        return self.split if self.pairs is None else self.pairs.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

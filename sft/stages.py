@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from gvcot import prompts
 from gvcot.chain import Chain, Drop
 from gvcot.data.encoded import EncodedScenes, pixels
 from gvcot.data.stream import Feed
+from gvcot.errors import ConfigError
 from gvcot.model import flow
 from gvcot.model.codec import Codec
 from gvcot.model.config import UnifiedConfig
@@ -159,7 +161,7 @@ class BatchBuilder:
     def _describe(self, data: EncodedScenes, row: int) -> list[Segment]:
         """The marked image, a question, and the region in words (the answer carries the text loss)."""
         question = torch.tensor(self._tokenizer.encode(prompts.describe_prompt()))
-        answer = torch.tensor(self._tokenizer.encode(data.captions[row]))
+        answer = torch.tensor(self._tokenizer.encode(known(data.captions[row], DESCRIBE, "region_caption")))
         shown = self._vit(data.x_cot_M3HW[row : row + 1])
         image = (
             Segment.vae(data.x_cot_MND[row].float(), data.grid) if shown is None else Segment.vit(shown[0])
@@ -169,17 +171,19 @@ class BatchBuilder:
     def _locate(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
         """The source, an instruction, and where its region is (the answer carries the text loss)."""
         asked = prompts.locate_prompt(data.instructions[row])
+        known(data.captions[row], LOCATE, "region_caption")
         return [*self._source(data, row, lost), *self._answered(asked, data.places[row])]
 
     def _inventory(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
         """The source, a question, and all that is in it (the answer carries the text loss)."""
-        answer = self._answered(prompts.inventory_prompt(), data.inventories[row])
+        inventory = known(data.inventories[row], INVENTORY, "scene_caption")
+        answer = self._answered(prompts.inventory_prompt(), inventory)
         return [*self._source(data, row, lost), *answer]
 
     def _point(self, data: EncodedScenes, row: int, lost: Drop) -> list[Segment]:
         """The source, then referring expressions and where they point (the answers carry the text loss)."""
         segments = self._source(data, row, lost)
-        for expression, place in data.pointers[row]:
+        for expression, place in known(data.pointers[row], POINT, "pointers"):
             segments += self._answered(prompts.point_prompt(expression), place)
         return segments
 
@@ -198,6 +202,23 @@ class BatchBuilder:
     def _vit(self, images_u8: Tensor) -> Tensor | None:
         vit = self._model.vit
         return None if vit is None else vit_pixels(pixels(images_u8), vit)
+
+
+T = TypeVar("T", str, list[list[str]])
+
+
+def known(value: T, kind: str, field: str) -> T:
+    """What a kind of understanding is taught from, which Scenes always has, but a dataset may lack.
+
+    Raises:
+        ConfigError: it is empty.
+    """
+    if not value:
+        raise ConfigError(
+            f"mix.{kind}: a sample of the dataset has no {field}, which it is taught from; leave {kind} out "
+            "of the mix, or give every sample one"
+        )
+    return value
 
 
 def train_times(num: int, shift: float, antithetic: bool, generator: torch.Generator) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
 from gvcot.data.encoded import load_encoded
+from gvcot.data.pairs.bad_log import BadLog
+from gvcot.data.pairs.dataset import Bad, PairDataset, check_share
+from gvcot.data.source import PairSource, SceneSource, Source
 from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
 from gvcot.model.codec import TinyAE, load_codec
 from gvcot.model.config import CodecConfig, UnifiedConfig
@@ -25,7 +28,7 @@ from gvcot.model.tokenizer import WordTokenizer
 from gvcot.model.unified import UnifiedModel
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
-from sft.config import SFTConfig
+from sft.config import DataConfig, SFTConfig
 from sft.ema import EMA
 from sft.loss import joint_loss
 from sft.muon import Muon, groups
@@ -45,6 +48,8 @@ class State:
     optimizer: torch.optim.AdamW
     ema: EMA
     step: int = 0
+    feed: dict[str, int] = field(default_factory=dict)
+    """Where the training samples go on; see `Feed.state`."""
 
 
 def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) -> dict[str, float]:
@@ -73,7 +78,8 @@ def _work(
     state = new_state(config, start.model)
     restore(run, state)
     metrics: dict[str, float] = {}
-    with open_feed(config, start.model.config, start.codec) as feed:
+    bad = BadLog(run.path)
+    with open_feed(config, start.model.config, start.codec, state.feed) as feed:
         builder = BatchBuilder(config, start.model.config, feed, start.tokenizer, start.codec)
         began, first = time.monotonic(), state.step
         while state.step < config.steps:
@@ -81,12 +87,13 @@ def _work(
             last = state.step == config.steps
             if tracker is not None and (last or state.step % config.log_every == 0):
                 rate = (time.monotonic() - began) / (state.step - first)
-                tracker.log(state.step, scalars | {"time/seconds_per_step": rate})
+                tracker.log(state.step, scalars | bad.count(feed.bad) | {"time/seconds_per_step": rate})
             if last or (config.eval.every and state.step % config.eval.every == 0):
                 metrics = evaluated(config, state, start, evaluate)
                 if tracker is not None:
                     tracker.log(state.step, metrics)
             if last or state.step % config.save_every == 0:
+                state.feed = feed.state(state.step)
                 save(run, state)
     if first == config.steps:  # resumed after its last step
         metrics = evaluated(config, state, start, evaluate)
@@ -119,21 +126,33 @@ def set_threads(config: SFTConfig) -> None:
 
 
 @contextmanager
-def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterator[Feed]:
-    """The stage's training scenes: a bounded set, encoded now or earlier, or scenes without end."""
+def open_feed(
+    config: SFTConfig, model: UnifiedConfig, codec: TinyAE, state: Mapping[str, int] | None = None
+) -> Iterator[Feed]:
+    """The stage's training samples: a bounded set, encoded now or earlier, or samples without end.
+
+    Args:
+        config: which samples.
+        model: geometry of latents.
+        codec: encodes.
+        state: of the feed of a run that goes on.
+    """
     data, size = config.data, config.model.image_size
     if data.num_samples is not None:
+        bad: list[Bad] = []
         encoded = load_encoded(
             codec,
             model,
+            training_source(data, size),
             cache_dir=Path(data.cache_dir),
-            seed=data.seed,
             num_samples=data.num_samples,
             size=size,
-            world=data.world,
             progress=show_progress if distributed.rank() == 0 else None,
+            report=bad.extend,
         )
-        yield Epochs(encoded, config.batch_size, config.seed)
+        if data.pairs is not None:  # those of an earlier run's cache, too
+            check_share(data.pairs, bad, len(bad) + len(encoded))
+        yield Epochs(encoded, config.batch_size, config.seed, bad)
         return
     order = StreamConfig(
         batch_size=config.batch_size,
@@ -142,19 +161,27 @@ def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterato
         world_seed=data.seed,
         size=size,
         world=data.world,
+        pairs=data.pairs,
         reuse=data.reuse,
         shard=data.shard,
     )
     if distributed.rank() > 0:
         yield Shared(None)
         return
-    with closing(SceneStream(order, model, codec)) as stream:
+    with closing(SceneStream(order, model, codec, state)) as stream:
         yield Shared(stream)
 
 
+def training_source(data: DataConfig, size: int) -> Source:
+    """What a bounded set is encoded from."""
+    if data.pairs is None:
+        return SceneSource(seed=data.seed, size=size, world=data.world)
+    return PairSource(PairDataset(data.pairs, size=size, need_target=True))
+
+
 def show_progress(ready: int, wanted: int) -> None:
-    """Say on one line of the terminal how many scenes are encoded."""
-    print(f"encoded scenes {ready}/{wanted}", end="\r", flush=True)
+    """Say on one line of the terminal how many samples are encoded."""
+    print(f"encoded samples {ready}/{wanted}", end="\r", flush=True)
 
 
 def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dict[str, float]:
@@ -271,7 +298,7 @@ def save(run: RunDir, state: State) -> None:
     }
     if distributed.rank() == 0:
         with run.save_checkpoint(state.step) as folder:
-            checkpoint.save_state(folder, tensors, {"step": state.step})
+            checkpoint.save_state(folder, tensors, {"step": state.step, "feed": state.feed})
 
 
 def restore(run: RunDir, state: State) -> None:
@@ -281,6 +308,7 @@ def restore(run: RunDir, state: State) -> None:
         return
     tensors, meta = checkpoint.load_state(newest.path)
     state.step = state.ema.num_updates = meta["step"]
+    state.feed = meta.get("feed", {})  # absent from checkpoints that are older than datasets
     distributed.load_full_tensors(state.ema.weights, tensors["ema"])
     distributed.load_full_tensors(state.parameters, tensors["weights"])
     distributed.load_full_optimizer_state(state.model, state.optimizer, tensors["optimizer"])

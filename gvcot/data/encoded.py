@@ -1,4 +1,4 @@
-"""Scenes encoded once for training: latents, ViT pixels and texts, kept on disk by fingerprint.
+"""Samples encoded once for training: latents, ViT pixels and texts, kept on disk by fingerprint.
 
 Generating and encoding a scene costs about as much as training on it, so a training set of fixed size
 is encoded shard by shard (a stopped build continues) and then read into memory. `stream.py` does without
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from torch import Tensor
 from gvcot import distributed, overlay, prompts
 from gvcot.data import scenes
 from gvcot.data.images import to_tensor, to_uint8
+from gvcot.data.pairs.dataset import Bad
 from gvcot.data.scenes import DEFAULT, WorldConfig
+from gvcot.data.source import SceneSource, Source
 from gvcot.errors import ResourceError
 from gvcot.model import flow
 from gvcot.model.codec import TinyAE
@@ -45,7 +47,7 @@ TEXT_BYTES = 400
 
 @dataclass(kw_only=True, slots=True)
 class EncodedScenes:
-    """M training scenes, ready to be packed."""
+    """M training samples, of Scenes or of a dataset, ready to be packed."""
 
     source_M3HW: Tensor
     """uint8 source pixels (for the ViT)."""
@@ -107,41 +109,41 @@ def concat(parts: Sequence[EncodedScenes]) -> EncodedScenes:
 def load_encoded(
     codec: TinyAE,
     config: UnifiedConfig,
+    source: Source,
     *,
     cache_dir: Path,
-    seed: int,
     num_samples: int,
     size: int,
-    world: WorldConfig = DEFAULT,
     shard: int = SHARD,
     progress: Callable[[int, int], None] | None = None,
+    report: Callable[[list[Bad]], None] | None = None,
 ) -> EncodedScenes:
-    """Encode the first `num_samples` scenes of the training split, or read them from the cache.
+    """Encode the first `num_samples` samples of a source, or read them from the cache; without the bad ones.
 
     Workers that train together share the encoding. *Collective.*
 
     Args:
         codec: encodes; its weights are part of the cache's name.
         config: gives the latent patch.
+        source: of the training samples.
         cache_dir: folder of all caches.
-        seed: world seed.
-        num_samples: M; the last shard may be partly used.
+        num_samples: M, bad ones included; the last shard may be partly used.
         size: pixels per side.
-        world: how hard the world is, and its tasks.
-        shard: scenes per file.
-        progress: called with (scenes ready, scenes wanted) after each of this worker's shards.
+        shard: samples per file.
+        progress: called with (samples ready, samples wanted) after each of this worker's shards.
+        report: called with the bad samples, whether they were met now or earlier.
 
     Raises:
         ResourceError: the disk has no room for them.
+        DataError: too many samples are bad.
     """
-    settings = f"{world.tasks} {world.resolve()}"
+    endless = source.num_samples is None
+    num_samples = num_samples if source.num_samples is None else min(num_samples, source.num_samples)
     folder = cache_dir / fingerprint(
         codec,
-        seed=seed,
-        size=size,
+        **source.identity(num_samples),
         patch=config.latent_patch,
         shard=shard,
-        world=settings,
         fields=" ".join(f.name for f in fields(EncodedScenes)),
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,15 +152,30 @@ def load_encoded(
     paths = {first: folder / f"{first:08d}.safetensors" for first in range(0, num_samples, shard)}
     for first, path in list(paths.items())[distributed.rank() :: distributed.world_size()]:
         if not path.exists():
-            write_shard(path, *encode_shard(codec, config, seed, range(first, first + shard), size, world))
+            indices = range(first, first + shard if endless else min(first + shard, num_samples))
+            bad: list[Bad] = []
+            tensors, texts = encode_chunks(codec, config.latent_patch, chunks(source, indices, bad), size)
+            write_shard(path, tensors, texts | ({"bad": bad} if bad else {}))
         if progress is not None:
             progress(min(first + shard, num_samples), num_samples)
     distributed.barrier()
     shards = [(load_file(p), json.loads(p.with_suffix(".json").read_text())) for p in paths.values()]
-    tensors = {k: torch.cat([t[k] for t, _ in shards])[:num_samples] for k in shards[0][0]}
-    texts = {k: [x for _, t in shards for x in t[k]][:num_samples] for k in shards[0][1]}
-    parts: dict[str, Any] = {**tensors, **texts}
+    if report is not None:
+        report([Bad(*entry) for _, texts in shards for entry in texts.get("bad", [])])
+    shards = [(tensors, texts) for tensors, texts in shards if tensors]  # none where all its samples are bad
+    names = [f.name for f in fields(EncodedScenes) if f.name != "grid"]
+    parts: dict[str, Any] = {k: torch.cat([t[k] for t, _ in shards])[:num_samples] for k in shards[0][0]}
+    parts |= {k: [x for _, t in shards for x in t[k]][:num_samples] for k in names if k not in parts}
     return EncodedScenes(**parts, grid=config.latent_grid(size, size))
+
+
+def chunks(source: Source, indices: Sequence[int], bad: list[Bad]) -> Iterator[Sequence[EditSample]]:
+    """The good samples, as many at a time as are encoded together; the others are added to `bad`."""
+    for start in range(0, len(indices), CHUNK):
+        samples, others = source.take(indices[start : start + CHUNK])
+        bad.extend(others)
+        if samples:
+            yield samples
 
 
 def bytes_per_scene(config: UnifiedConfig, size: int) -> int:
@@ -185,7 +202,7 @@ def fingerprint(codec: TinyAE, **parts: int | str) -> str:
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().tobytes())
     digest.update(repr((scenes.VERSION, sorted(parts.items()))).encode())
-    return f"scenes-{digest.hexdigest()}"
+    return f"{'pairs' if 'pairs' in parts else 'scenes'}-{digest.hexdigest()}"
 
 
 def encode_shard(
@@ -197,15 +214,22 @@ def encode_shard(
     world: WorldConfig = DEFAULT,
 ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
     """(tensors, texts) of some training scenes, under the field names of `EncodedScenes`."""
+    source = SceneSource(seed=seed, size=size, world=world)
+    return encode_chunks(codec, config.latent_patch, chunks(source, indices, []), size)
+
+
+def encode_chunks(
+    codec: TinyAE, patch: int, parts: Iterable[Sequence[EditSample]], size: int
+) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    """(tensors, texts) of samples, under the field names of `EncodedScenes`; empty where there are none."""
     tensors: dict[str, list[Tensor]] = {}
     texts: dict[str, list[Any]] = {}
-    for start in range(0, len(indices), CHUNK):
-        samples = scenes.samples("train", indices[start : start + CHUNK], seed=seed, size=size, world=world)
-        for name, part in encode_images(codec, config.latent_patch, samples).items():
+    for samples in parts:
+        for name, part in encode_images(codec, patch, samples).items():
             tensors.setdefault(name, []).append(part)
         for name, words in texts_of(samples, size).items():
             texts.setdefault(name, []).extend(words)
-    return {name: torch.cat(parts) for name, parts in tensors.items()}, texts
+    return {name: torch.cat(found) for name, found in tensors.items()}, texts
 
 
 @torch.no_grad()

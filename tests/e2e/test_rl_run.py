@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.bootstrap import compare
 from experiments.launch import run_rl
+from gvcot.data import scenes
+from gvcot.data.pairs.write import write
 from gvcot.errors import ResourceError
 from gvcot.model.pretrained import find_model, load_pretrained
 from gvcot.tracking import read_metrics
@@ -242,3 +245,24 @@ def test_adapters_train_under_sharded_workers_in_bfloat16(policy_folder: Path, t
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert any("q_proj_moe_gen" in name for name in moved)
     assert all("_moe_gen" in name or "llm2vae" in name for name in moved)
+
+
+def test_a_dataset_is_trained_and_evaluated_on(policy_folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    write(iter(scenes.samples("train", range(6))), pairs, "parquet")
+    table = pq.read_table(pairs / "000000.parquet").to_pylist()
+    table[2]["task"] = "nonsense"
+    pq.write_table(pa.Table.from_pylist(table), pairs / "000000.parquet")
+    settings = [f"data.pairs.path={pairs}", "data.pairs.max_bad_share=.5", f"eval.pairs.path={pairs}"]
+    folder = run(tmp_path / "run", policy_folder, "steps=3", *settings, "eval.pairs.max_bad_share=.5")
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3]  # three steps of two prompts: an epoch
+    drawn = {row for step in (1, 2, 3) for row in rollout_ids(folder, step)}
+    assert drawn == {f"scenes/train/0/{i}" for i in (0, 1, 3, 4, 5)}
+    (bad,) = (folder / "bad_samples.jsonl").read_text().splitlines()
+    assert json.loads(bad)["id"] == "scenes/train/0/2"
+    evaluated = json.loads((folder / "evals" / "pairs.step_3.json").read_text())
+    assert evaluated["samples"]["id"] == [f"scenes/train/0/{i}" for i in (0, 1, 3, 4)]
+
+
+def rollout_ids(folder: Path, step: int) -> list[str]:
+    return pq.read_table(folder / "rollouts" / f"step_{step}.parquet")["sample"].to_pylist()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_scenes_are_drawn_into_a_picture(capsys: pytest.CaptureFixture[str], tmp
     out = tmp_path / "new" / "scenes.png"
     assert run(capsys, "data", "show", "--count", "2", "--out", str(out))[0] == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scenes_are_exported_and_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "pairs"
+    exported = run(
+        capsys, "data", "export-scenes", str(out), "--format", "parquet", "--num", "3", "level=easy"
+    )
+    assert exported[0] == 0
+    code, said, _ = run(capsys, "data", "check", str(out))
+    assert code == 0
+    assert "64x64" in said
+    assert "bad sample" not in said
+    bad = tmp_path / "bad.jsonl"
+    code, said, _ = run(capsys, "data", "check", str(out), "--size", "32", "--out", str(bad))
+    assert code == 1  # none is good for such a run
+    assert "image_size" in said
+    assert [json.loads(line)["kind"] for line in bad.read_text().splitlines()] == ["image_size"] * 3
+    assert run(capsys, "data", "check", str(out), "resize=square", "--size", "32")[0] == 0
+    code, _, err = run(capsys, "data", "export-scenes", str(out))
+    assert code == 2
+    assert "isn't an empty folder" in err
 
 
 def test_short_names_are_looked_up_in_the_command_s_group() -> None:

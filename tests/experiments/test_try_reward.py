@@ -13,7 +13,7 @@ from rewards.config import RewardConfig
 from rewards.planted import BEHAVIOURS
 from rewards.registry import build_rewards
 from rl.config import default_alarms
-from rl.scoring import SAMPLE_FIELDS, valid_mean
+from rl.scoring import valid_mean
 
 FOOLED = {
     # reward: behaviours that it likes as well as the truth, or nearly

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gvcot.data.encoded import EncodedScenes, load_encoded
+from gvcot.data.source import SceneSource
 from gvcot.model.pretrained import load_pretrained
 from sft.config import SFTConfig
 
@@ -20,8 +21,8 @@ def encoded(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> En
     return load_encoded(
         policy.codec,
         policy.model.config,
+        SceneSource(seed=0, size=64),
         cache_dir=tmp_path_factory.mktemp("encoded"),
-        seed=0,
         num_samples=16,
         size=64,
         shard=16,

@@ -12,14 +12,22 @@ from gvcot.data import scenes
 from gvcot.data.encoded import EncodedScenes, bytes_per_scene, fingerprint, load_encoded, pixels
 from gvcot.data.images import to_tensor
 from gvcot.data.show import painted
+from gvcot.data.source import SceneSource
 from gvcot.errors import ResourceError
 from gvcot.model import flow
 from gvcot.model.pretrained import Pretrained
 
 
 def load(policy: Pretrained, cache: Path, num_samples: int) -> EncodedScenes:
+    source = SceneSource(seed=0, size=64)
     return load_encoded(
-        policy.codec, policy.model.config, cache_dir=cache, seed=0, num_samples=num_samples, size=64, shard=4
+        policy.codec,
+        policy.model.config,
+        source,
+        cache_dir=cache,
+        num_samples=num_samples,
+        size=64,
+        shard=4,
     )
 
 
