@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -171,7 +172,7 @@ class PolicyWorker(Worker):
         if self.rank == 0:
             plain = UnifiedModel(self._policy.model.config)
             plain.load_state_dict(state)
-            save_pretrained(Path(folder), plain, self._policy.codec, record)
+            save_pretrained(Path(folder), replace(self._policy, model=plain), record)
 
     def _encoders(self) -> tuple[UnifiedConfig, Codec, Chain]:
         return self._policy.model.config, self._policy.codec, self._chain

@@ -17,12 +17,13 @@ from gvcot import checkpoint, distributed, seeds
 from gvcot.config import to_dict
 from gvcot.data.encoded import load_encoded
 from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
-from gvcot.model.codec import TinyAE, load_codec
+from gvcot.model.checkpoint import load_codec
+from gvcot.model.codec import Autoencoder
 from gvcot.model.config import CodecConfig, UnifiedConfig
 from gvcot.model.parts import freeze_but
 from gvcot.model.pretrained import Pretrained, find_model, load_pretrained, save_pretrained
 from gvcot.model.sequence import pack
-from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.tokenizer import Tokenizer, WordTokenizer
 from gvcot.model.unified import UnifiedModel
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
@@ -83,7 +84,7 @@ def _lead(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
     if not metrics:  # resumed after its last step
         metrics = evaluate(final, state.step)
     record = {"config": to_dict(config), "metrics": metrics}
-    save_pretrained(run.path / "final", final.model, codec, record)
+    save_pretrained(run.path / "final", final, record)
     return metrics
 
 
@@ -105,7 +106,7 @@ def set_threads(config: SFTConfig) -> None:
 
 
 @contextmanager
-def open_feed(config: SFTConfig, model: UnifiedConfig, codec: TinyAE) -> Iterator[Feed]:
+def open_feed(config: SFTConfig, model: UnifiedConfig, codec: Autoencoder) -> Iterator[Feed]:
     """The stage's training scenes: a bounded set, encoded now or earlier, or scenes without end."""
     data, size = config.data, config.model.image_size
     if data.num_samples is not None:
@@ -170,7 +171,7 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
     }
 
 
-def starting_point(config: SFTConfig) -> tuple[UnifiedModel, TinyAE, WordTokenizer]:
+def starting_point(config: SFTConfig) -> tuple[UnifiedModel, Autoencoder, Tokenizer]:
     """The stage's model (loaded, or new with seeded weights), its codec and tokenizer."""
     if config.init is not None:
         start = load_pretrained(find_model(config.init))
@@ -186,7 +187,7 @@ def starting_point(config: SFTConfig) -> tuple[UnifiedModel, TinyAE, WordTokeniz
         mlp=3 * sizes.hidden,
         codec=CodecConfig(kind="tiny", width=sizes.codec_width),
     )
-    codec = load_codec(Path(config.codec), z=model_config.codec.z, width=sizes.codec_width)
+    codec = load_codec(Path(config.codec), model_config.codec)
     model = UnifiedModel(model_config)
     model.init_weights(seeds.generator("init", config.seed))
     return model, codec, tokenizer
@@ -207,7 +208,7 @@ def new_state(config: SFTConfig, model: UnifiedModel) -> State:
     )
 
 
-def averaged(state: State, codec: TinyAE, tokenizer: WordTokenizer) -> Pretrained:
+def averaged(state: State, codec: Autoencoder, tokenizer: Tokenizer) -> Pretrained:
     """A copy of the model with the averaged weights."""
     model = copy.deepcopy(state.model).requires_grad_(False)
     model.load_state_dict(state.ema.weights, strict=False)
