@@ -158,7 +158,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m gvcot.bagel_mini", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m gvcot.bagel_mini", description="Write the bagel-mini folder."
+    )
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     arguments = parser.parse_args()

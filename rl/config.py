@@ -8,6 +8,7 @@ from typing import Literal
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
+from gvcot.model.config import ImagesConfig
 from gvcot.types import ChainConfig
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
@@ -256,6 +257,9 @@ class RLConfig:
     """Components by name."""
 
     chain: ChainConfig = field(default_factory=ChainConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """Sizes at which the model takes images in; null: as its folder says."""
+
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     data: SceneStream = field(default_factory=SceneStream)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)

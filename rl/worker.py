@@ -55,7 +55,7 @@ class PolicyWorker(Worker):
         mesh = distributed.init_process_group("cuda" if config.cluster.gpus_per_worker else "cpu")
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self._policy = load_pretrained(Path(model_dir))
+        self._policy = load_pretrained(Path(model_dir), images=config.images)
         model = self._policy.model
         self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
         self._rewards = build_rewards(config.rewards, provides(self._chain))

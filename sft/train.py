@@ -174,7 +174,7 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
 def starting_point(config: SFTConfig) -> tuple[UnifiedModel, Autoencoder, Tokenizer]:
     """The stage's model (loaded, or new with seeded weights), its codec and tokenizer."""
     if config.init is not None:
-        start = load_pretrained(find_model(config.init))
+        start = load_pretrained(find_model(config.init), images=config.images)
         return start.model, start.codec, start.tokenizer
     tokenizer = WordTokenizer()
     sizes = config.model
@@ -186,7 +186,7 @@ def starting_point(config: SFTConfig) -> tuple[UnifiedModel, Autoencoder, Tokeni
         layers=sizes.layers,
         mlp=3 * sizes.hidden,
         codec=CodecConfig(kind="tiny", width=sizes.codec_width),
-    )
+    ).with_images(config.images)
     codec = load_codec(Path(config.codec), model_config.codec)
     model = UnifiedModel(model_config)
     model.init_weights(seeds.generator("init", config.seed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -53,6 +53,17 @@ class ResizeConfig:
 def _scaled(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
     height, width = (max(stride, round(round(side * scale) / stride) * stride) for side in size)
     return height, width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagesConfig:
+    """What a recipe says of image sizes; it goes into the model folders that a run writes."""
+
+    latent: ResizeConfig | None = None
+    """Of images that are encoded as latents; None: as the model folder says."""
+
+    vit: ResizeConfig | None = None
+    """Of images that are shown to the ViT; None: as the model folder says."""
 
 
 BAGEL_RESIZE = ResizeConfig(longest=1024, shortest=512)
@@ -216,8 +227,7 @@ class UnifiedConfig:
     """Control tokens of the tokenizer."""
 
     resize: ResizeConfig | None = None
-    """How images of any size are made to fit the codec; None: they shrink where the position table asks for
-    it."""
+    """How images of any size are made to fit the codec; None: they are taken as they are, or refused."""
 
     def __post_init__(self) -> None:
         _check_reach(self.resize, self.max_latent * self.token_px, "latent")
@@ -238,9 +248,21 @@ class UnifiedConfig:
         return self.codec.down * self.latent_patch
 
     def fit(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """(height, width) to which an image is resized before it is encoded, in whole latent tokens."""
-        rule = self.resize or ResizeConfig(longest=self.max_latent * self.token_px)
-        return rule.fit(height_px, width_px, self.token_px)
+        """(height, width) to which an image is resized before it is encoded; without `resize`, its own."""
+        if self.resize is None:
+            return height_px, width_px
+        return self.resize.fit(height_px, width_px, self.token_px)
+
+    def with_images(self, images: ImagesConfig) -> UnifiedConfig:
+        """The same model with a recipe's image sizes.
+
+        Raises:
+            ConfigError: they reach beyond the position tables, or the model has no ViT.
+        """
+        if images.vit is not None and self.vit is None:
+            raise ConfigError("images.vit: this model has no ViT; leave it null")
+        vit = self.vit if self.vit is None or images.vit is None else replace(self.vit, resize=images.vit)
+        return replace(self, resize=images.latent or self.resize, vit=vit)
 
     def latent_grid(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Latent tokens of an image as (rows, columns).

@@ -21,7 +21,7 @@ from gvcot.model.bagel_json import read_bagel_dir, recorded_token_ids
 from gvcot.model.bpe import BPETokenizer, has_bpe
 from gvcot.model.checkpoint import load_codec, load_unified, save_codec, save_unified
 from gvcot.model.codec import Autoencoder
-from gvcot.model.config import UnifiedConfig
+from gvcot.model.config import ImagesConfig, UnifiedConfig
 from gvcot.model.tokenizer import WORDS_FILE, Tokenizer, WordTokenizer
 from gvcot.model.unified import UnifiedModel
 
@@ -60,11 +60,17 @@ def find_model(name: str | Path) -> Path:
     )
 
 
-def load_pretrained(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Pretrained:
+def load_pretrained(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    images: ImagesConfig | None = None,
+) -> Pretrained:
     """Read a checkpoint folder: one of ours, or BAGEL's as it was published.
 
     Args:
         dtype: of all weights, whatever the files hold; None: as they hold them.
+        images: a recipe's image sizes; None: the folder's own.
 
     Raises:
         CheckpointError: not such a folder, truncated, of another configuration, or of another vocabulary.
@@ -78,6 +84,7 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype | None = torch.float32) 
     config = read_bagel_dir(folder, token_ids=tokenizer.token_ids)
     _check_vocabulary(folder, config, tokenizer)
     model = load_unified(folder, dtype=dtype, token_ids=tokenizer.token_ids)
+    model.config = model.config.with_images(images or ImagesConfig())
     codec = load_codec(folder, config.codec, dtype=dtype)
     return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
 
