@@ -126,12 +126,15 @@ def report(
 def export_model(
     checkpoint: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its result).")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16.")] = False,
+    dtype: Annotated[
+        Literal["stored", "fp32", "bf16", "fp16"],
+        typer.Option(help="Of the weights; stored: as now."),
+    ] = "stored",
 ) -> None:
-    """Write a model as a folder of its own, with the records of the stages that led to it."""
+    """Write a model as a folder of its own, in the format of BAGEL's checkpoints."""
     from experiments.launch import run_export
 
-    run_export(checkpoint, out, half=half)
+    run_export(checkpoint, out, dtype=dtype)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ class PolicyWorker(Worker):
         mesh = distributed.init_process_group(device)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self._policy = load_pretrained(Path(model_dir))
+        self._policy = load_pretrained(Path(model_dir), images=config.images)
         model = self._policy.model.to(device)
         self._policy.codec.to(device)
         model.compute_as(config.compute)
@@ -176,7 +177,7 @@ class PolicyWorker(Worker):
         if self.rank == 0:
             plain = UnifiedModel(self._policy.model.config)
             plain.load_state_dict(self._plain(state))
-            save_pretrained(Path(folder), plain, self._policy.codec, record)
+            save_pretrained(Path(folder), replace(self._policy, model=plain), record)
 
     def _plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of the model without adapters that computes the same."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from gvcot.data.pairs.bad_log import BadLog
 from gvcot.data.pairs.dataset import Bad, PairDataset, check_share
 from gvcot.data.source import PairSource, SceneSource, Source
 from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
-from gvcot.model.codec import TinyAE, load_codec
+from gvcot.model.checkpoint import load_codec
+from gvcot.model.codec import Autoencoder
 from gvcot.model.config import CodecConfig, UnifiedConfig
 from gvcot.model.parts import freeze_but
 from gvcot.model.pretrained import Pretrained, find_model, load_pretrained, save_pretrained
@@ -103,7 +104,7 @@ def _work(
         final = UnifiedModel(start.model.config)
         final.load_state_dict(weights)
         record = {"config": to_dict(config), "metrics": metrics}
-        save_pretrained(run.path / "final", final, start.codec, record)
+        save_pretrained(run.path / "final", replace(start, model=final), record)
     return metrics
 
 
@@ -127,7 +128,7 @@ def set_threads(config: SFTConfig) -> None:
 
 @contextmanager
 def open_feed(
-    config: SFTConfig, model: UnifiedConfig, codec: TinyAE, state: Mapping[str, int] | None = None
+    config: SFTConfig, model: UnifiedConfig, codec: Autoencoder, state: Mapping[str, int] | None = None
 ) -> Iterator[Feed]:
     """The stage's training samples: a bounded set, encoded now or earlier, or samples without end.
 
@@ -215,7 +216,7 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
 def starting_point(config: SFTConfig) -> Pretrained:
     """The stage's model (loaded, or new with seeded weights), its codec and tokenizer."""
     if config.init is not None:
-        return load_pretrained(find_model(config.init))
+        return load_pretrained(find_model(config.init), images=config.images)
     tokenizer = WordTokenizer()
     sizes = config.model
     model_config = UnifiedConfig.tiny(
@@ -226,8 +227,8 @@ def starting_point(config: SFTConfig) -> Pretrained:
         layers=sizes.layers,
         mlp=3 * sizes.hidden,
         codec=CodecConfig(kind="tiny", width=sizes.codec_width),
-    )
-    codec = load_codec(Path(config.codec), z=model_config.codec.z, width=sizes.codec_width)
+    ).with_images(config.images)
+    codec = load_codec(Path(config.codec), model_config.codec)
     model = UnifiedModel(model_config)
     model.init_weights(seeds.generator("init", config.seed))
     return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
