@@ -1,0 +1,162 @@
+"""The judge's network: a Qwen3-VL of a million parameters, with its processor.
+
+Legend: B images, C pieces of an image, D values of a piece, H W pixels, N edits, T tokens, W hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gvcot.torchvision_cpu import declare_missing_operators
+
+declare_missing_operators()
+
+from transformers import (  # noqa: E402
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from experiments.learned_judge.config import NetworkConfig  # noqa: E402
+from experiments.learned_judge.packing import Packed  # noqa: E402
+from experiments.learned_judge.tokenizer import IMAGE, IMAGE_END, IMAGE_START, VIDEO  # noqa: E402
+
+LOOKING_LAYERS = 2
+LOOKING_HEADS = 2
+"""Heads of the first layers that begin by looking at the same place of the picture before."""
+
+PLACE_SCALE = 0.2
+"""Standard deviation of the places that a new ViT adds to its patches."""
+
+
+def new_network(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
+    """A network with random weights, from torch's generator."""
+    head = config.width // config.heads
+    side = config.image_side // config.patch
+    per_axis = head // 6
+    sections = [head // 2 - 2 * per_axis, per_axis, per_axis]
+    text = {
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "head_dim": head,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": config.rope_theta,
+            "mrope_section": sections,
+            "mrope_interleaved": True,
+        },
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
+    vision = {
+        "depth": config.vit_layers,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp,
+        "num_heads": config.heads,
+        "out_hidden_size": config.width,
+        "patch_size": config.patch,
+        "spatial_merge_size": 1,
+        "temporal_patch_size": 1,
+        "num_position_embeddings": side**2,
+        "deepstack_visual_indexes": [],
+    }
+    names = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    names |= {"vision_start_token_id": IMAGE_START, "vision_end_token_id": IMAGE_END}
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    network = Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    )
+    _look_at_the_same_place(network, side)
+    return network
+
+
+def new_processor(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
+    """What turns images and texts into the network's inputs; all images get one size."""
+    pixels = config.image_side**2
+    settings: dict[str, Any] = {
+        "patch_size": config.patch,
+        "temporal_patch_size": 1,
+        "merge_size": 1,
+        "size": {"shortest_edge": pixels, "longest_edge": pixels},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**settings),
+        video_processor=Qwen3VLVideoProcessor(**settings),  # vLLM asks for one
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def patches(images_BHW3: np.ndarray, patch: int) -> Tensor:
+    """uint8 images -> float32 (B * C, D) in [-1, 1], as the processor makes them of images of their size."""
+    x = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).float() / 127.5 - 1
+    size, _, height, width = x.shape
+    x = x.reshape(size, 3, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(-1, 3 * patch * patch)
+
+
+def hidden(
+    network: Qwen3VLForConditionalGeneration, packed: Packed, before_BHW3: np.ndarray, after_NHW3: np.ndarray
+) -> Tensor:
+    """Last hidden states of packed rows, (B * T, W).
+
+    Args:
+        network: computes them.
+        packed: the rows.
+        before_BHW3: uint8; of each row.
+        after_NHW3: uint8; of each edit, row by row.
+    """
+    vision = network.config.vision_config
+    patch, side = vision.patch_size, math.isqrt(packed.before_BC.shape[1])
+    images_XHW3 = np.concatenate([before_BHW3, after_NHW3])
+    grid_X3 = torch.tensor([[1, side, side]]).expand(len(images_XHW3), -1)
+    pieces = network.model.visual(patches(images_XHW3, patch), grid_thw=grid_X3).pooler_output
+    embedded_BTW = network.get_input_embeddings()(packed.token_BT)
+    places = torch.cat([packed.before_BC, packed.after_NC]).flatten()
+    flat = embedded_BTW.flatten(0, 1).index_copy(0, places, pieces)
+    states_BTW = network.model.language_model(
+        inputs_embeds=flat.view_as(embedded_BTW),
+        position_ids=packed.position_3BT,
+        attention_mask=packed.visible_B1TT,
+        use_cache=False,
+    ).last_hidden_state
+    return states_BTW.flatten(0, 1)
+
+
+@torch.no_grad()
+def _look_at_the_same_place(network: Qwen3VLForConditionalGeneration, side: int) -> None:
+    """Let some heads begin with attending to what looks alike at the same place of the picture before.
+
+    Rotary positions turn queries and keys by R(position). With q = R(-d) K x and k = K y their product is
+    x^T K^T K y for positions that are d apart: greatest where x and y are alike. Between the same places of
+    the two pictures, d is `side` + 2 on all three axes.
+    """
+    decoder = network.model.language_model
+    angle = decoder.rotary_emb.inv_freq * (side + 2)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    network.model.visual.pos_embed.weight.normal_(0, PLACE_SCALE)
+    for layer in decoder.layers[:LOOKING_LAYERS]:
+        attention = layer.self_attn
+        size = attention.head_dim
+        for head in range(LOOKING_HEADS):
+            rows = slice(head * size, (head + 1) * size)
+            key = nn.init.orthogonal_(torch.empty(size, attention.k_proj.in_features))
+            low, high = key.chunk(2)
+            attention.k_proj.weight[rows] = key
+            attention.q_proj.weight[rows] = torch.cat([low * cos + high * sin, high * cos - low * sin])
