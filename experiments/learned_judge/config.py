@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
 from gvcot.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """A Qwen3-VL of a million parameters."""
+    """A Qwen3-VL of a million parameters.
+
+    Raises:
+        ConfigError: sizes that don't divide.
+    """
 
     width: int = 128
     """Hidden size of ViT and decoder."""
@@ -26,7 +30,7 @@ class NetworkConfig:
     """Layers of the decoder."""
 
     patch: int = 16
-    """Pixels per side of an image token; the ViT's patches are not merged."""
+    """Pixels per side of an image token; the ViT's patches are not merged. 16 is a cell of Scenes."""
 
     image_side: int = 64
     """Images are brought to this many pixels per side, squared, before they are cut into patches."""
@@ -37,52 +41,84 @@ class NetworkConfig:
     rope_theta: float = 100.0
     """Base of the rotary embedding; small, because an image is only some tokens wide."""
 
+    def __post_init__(self) -> None:
+        if self.width % (4 * self.heads):
+            raise ConfigError(
+                f"network.width is {self.width}, expected a multiple of 4 x heads = {4 * self.heads}"
+            )
+        if self.image_side % self.patch:
+            raise ConfigError(
+                f"network.image_side is {self.image_side}, expected a multiple of patch = {self.patch}"
+            )
+
+    @property
+    def side(self) -> int:
+        """Pieces of an image per side."""
+        return self.image_side // self.patch
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """The edits that the judge learns from."""
+    """Edits of scenes of the standard level, with their exact scores."""
 
+    split: Literal["train", "val", "test"] = "train"
     seed: int = 0
     """Of the scenes and of what is done to them."""
 
     num_scenes: int = 8_000
-    """Scenes of the training split, standard level."""
-
     first_scene: int = 1_000_000
     """Index of the first one; the shipped model was trained on scenes before it."""
 
     edits_per_scene: int = 5
     """Edits made by hand of each scene: targets, sources, blends, wrong ones, with or without flaws."""
 
-    num_drawn: int = 8_000
-    """Scenes of which the shipped model also draws an edit."""
+    drawn: bool = True
+    """Whether `policy` also draws an edit of each scene."""
 
     policy: str = "warm_start"
     """The model that draws and whose codec all images go through; a folder, or the shipped one."""
+
+    cache_dir: str = "runs/cache"
+    """Edits are kept here, 512 scenes to a file of some 40 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnedJudgeConfig:
     """One training of the judge."""
 
+    name: str
+    """Of the run, runs/<name>."""
+
     network: NetworkConfig = field(default_factory=NetworkConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
+    val: DataConfig = field(default_factory=lambda: DataConfig(split="val", first_scene=0, num_scenes=512))
+    """Edits of other scenes, with which the judge is compared at the end."""
+
     seed: int = 0
-    """Of the first weights and the order of the batches."""
+    """Of the first weights and of the batches."""
 
     steps: int = 2_400
-    """Optimiser steps."""
+    """Optimiser steps. Fewer make a judge that errs more."""
 
     scenes_per_step: int = 8
     edits_per_scene: int = 4
     """Edits of each of them per step; each is asked about SC and PQ."""
 
-    pointers: int = 2
+    expressions_per_scene: int = 2
+    """Referring expressions per scene and step beside the instruction, whose things are to be pointed at."""
 
-    w_point: float = 0.3
-    w_see: float = 3.0
-    w_measure: float = 3.0
+    spread: float = 0.2
+    """How wide the digits' distribution is that the judge learns, as in `ScenesJudgeConfig.spread`."""
+
+    pointing_weight: float = 0.3
+    """Of the hint where things are that words mean."""
+
+    seeing_weight: float = 3.0
+    """Of the hint what changed at each place."""
+
+    measuring_weight: float = 3.0
+    """Of the hint which measures SC is made of."""
 
     lr: float = 4e-3
     """Peak learning rate of embeddings, norms and biases."""
@@ -90,10 +126,15 @@ class LearnedJudgeConfig:
     matrix_lr: float = 4e-3
     """Peak learning rate of the layers' matrices (Muon)."""
 
-    warmup: int = 50
+    warmup_steps: int = 50
     """Steps over which both rise; then they fall linearly to 0."""
 
     weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    """Greatest L2 norm of the gradient."""
 
-    spread: float = 0.2
-    """How wide the digits' distribution is that the judge learns, as in `ScenesJudgeConfig.spread`."""
+    threads: int = 1
+    """Torch threads."""
+
+    log_every: int = 20
+    save_every: int = 200

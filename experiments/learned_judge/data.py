@@ -8,7 +8,6 @@ Legend: N edits, S scenes, M measures, H W pixels. Images are uint8 RGB.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,8 +23,7 @@ from torch import Tensor
 from experiments.learned_judge.config import DataConfig
 from experiments.learned_judge.edits import Problem, draft, flawed, problem
 from gvcot.chain import Chain
-from gvcot.config import to_dict
-from gvcot.data import scenes
+from gvcot.data.encoded import fingerprint
 from gvcot.data.images import to_tensor, to_uint8
 from gvcot.model.codec import Codec
 from gvcot.model.pretrained import Pretrained, find_model, load_pretrained
@@ -37,8 +35,14 @@ from rewards.judge.measure import Measures, measure, reference
 CHUNK = 64
 """Scenes that are made at a time."""
 
+SHARD = 512
+"""Scenes of a stored file."""
+
 DRAWN = "drawn"
 """Kind of the edits that a model drew."""
+
+NUM_STEPS, SHIFT = 8, 3.0
+"""ODE steps and timestep shift with which it draws, as in the tiny recipe's rollouts."""
 
 NUM_DIGITS = 10
 
@@ -49,6 +53,9 @@ TEXTS = "texts"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
     """N edits of S scenes."""
+
+    sample_ids: list[str]
+    """Of each scene."""
 
     instructions: list[str]
     """Of each scene."""
@@ -84,44 +91,53 @@ class Pairs:
         return len(self.scene_N)
 
 
-def load_pairs(
-    config: DataConfig, cache: Path, progress: Callable[[int, int], None] | None = None
-) -> Pairs:
-    """The edits of a configuration, made unless the cache has them. Arguments and errors as `make_pairs`."""
-    asked = json.dumps([scenes.VERSION, to_dict(config)], sort_keys=True)
-    path = cache / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npz"
-    if path.is_file():
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files if name != TEXTS}
-            return Pairs(**json.loads(str(stored[TEXTS])), **arrays)
-    pairs = make_pairs(config, progress)
-    columns = {field.name: getattr(pairs, field.name) for field in fields(Pairs)}
-    arrays = {name: value for name, value in columns.items() if isinstance(value, np.ndarray)}
-    texts = json.dumps({name: value for name, value in columns.items() if name not in arrays})
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.npz")  # never half a file under the name that is looked for
-    np.savez(partial, **{TEXTS: np.array(texts)}, **arrays)
-    partial.replace(path)
-    return pairs
-
-
-def make_pairs(config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Pairs:
-    """All edits of a configuration; the same one gives the same edits.
+def load_pairs(config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Pairs:
+    """The edits of a configuration; the same one gives the same edits. What the cache has isn't made again.
 
     Args:
-        config: what is made.
+        config: what is wanted.
         progress: called with (scenes ready, scenes wanted).
 
     Raises:
         CheckpointError: there is no such policy.
     """
     policy = load_pretrained(find_model(config.policy))
+    folder = Path(config.cache_dir) / f"edits-{_digest(config, policy)}"
+    folder.mkdir(parents=True, exist_ok=True)
     parts = []
-    for start in range(0, config.num_scenes, CHUNK):
-        parts.append(_make(config, policy, range(start, min(start + CHUNK, config.num_scenes))))
+    for start in range(0, config.num_scenes, SHARD):
+        numbers = range(start, min(start + SHARD, config.num_scenes))
+        first = config.first_scene + start
+        path = folder / f"{first:08d}-{first + len(numbers):08d}.npz"
+        if not path.is_file():
+            chunks = [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
+            _write(path, joined([_make(config, policy, chunk) for chunk in chunks]))
+        parts.append(_read(path))
         if progress is not None:
-            progress(min(start + CHUNK, config.num_scenes), config.num_scenes)
+            progress(numbers.stop, config.num_scenes)
     return joined(parts)
+
+
+def _digest(config: DataConfig, policy: Pretrained) -> str:
+    what = {"split": config.split, "seed": config.seed, "edits": config.edits_per_scene}
+    return fingerprint(policy.codec, **what, drawn=config.policy if config.drawn else "").removeprefix(
+        "scenes-"
+    )
+
+
+def _write(path: Path, pairs: Pairs) -> None:
+    columns = {field.name: getattr(pairs, field.name) for field in fields(Pairs)}
+    arrays = {name: value for name, value in columns.items() if isinstance(value, np.ndarray)}
+    texts = json.dumps({name: value for name, value in columns.items() if name not in arrays})
+    partial = path.with_suffix(f".{os.getpid()}.npz")  # never half a file under the name that is looked for
+    np.savez(partial, **{TEXTS: np.array(texts)}, **arrays)
+    partial.replace(path)
+
+
+def _read(path: Path) -> Pairs:
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != TEXTS}
+        return Pairs(**json.loads(str(stored[TEXTS])), **arrays)
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
@@ -162,7 +178,7 @@ def round_trip(codec: Codec, images_B3HW: Tensor) -> Tensor:
 
 
 def drawn_edits(policy: Pretrained, samples: Sequence[EditSample], seed: int) -> np.ndarray:
-    """Edits that a model draws (the whole chain, 8 ODE steps per image), uint8 (B, H, W, 3)."""
+    """Edits that a model draws (the whole chain), uint8 (B, H, W, 3)."""
     config = policy.model.config
     chain = Chain(ChainConfig(), policy.tokenizer, has_vit=config.vit is not None)
     condition = condition_of(samples, config, policy.codec, chain)
@@ -170,23 +186,23 @@ def drawn_edits(policy: Pretrained, samples: Sequence[EditSample], seed: int) ->
     def noise(phase: str, shape: tuple[int, int, int]) -> Tensor:
         return noise_BND([derive(seed, sample.sample_id, phase) for sample in samples], shape[1:])
 
-    denoise = ode_denoiser(8, 3.0)
+    denoise = ode_denoiser(NUM_STEPS, SHIFT)
     drawn = draw(policy.model, policy.codec, chain, condition, denoise=denoise, noise=noise)
     return to_uint8(drawn.images["x_edit"])
 
 
 def _make(config: DataConfig, policy: Pretrained, numbers: range) -> Pairs:
-    known = [problem(config.seed, config.first_scene + number) for number in numbers]
+    known = [problem(config.seed, config.first_scene + number, config.split) for number in numbers]
     samples = [one.sample for one in known]
     made = list(_by_hand(config, policy.codec, known))
-    drawing = [row for row, number in enumerate(numbers) if number < config.num_drawn]
-    if drawing:
-        images_BHW3 = drawn_edits(policy, [samples[row] for row in drawing], config.seed)
-        made += [(row, DRAWN, image_HW3) for row, image_HW3 in zip(drawing, images_BHW3, strict=True)]
+    if config.drawn:
+        images_BHW3 = drawn_edits(policy, samples, config.seed)
+        made += [(row, DRAWN, image_HW3) for row, image_HW3 in enumerate(images_BHW3)]
     references = [reference(sample) for sample in samples]
     measures = [measure(image_HW3, references[row]) for row, _, image_HW3 in made]
     sources_S3HW = to_tensor([sample.source_HW3 for sample in samples])
     return Pairs(
+        sample_ids=[sample.sample_id for sample in samples],
         instructions=[sample.instruction for sample in samples],
         pointers=[[(text, *_place(words)) for text, words in sample.pointers] for sample in samples],
         before_SHW3=to_uint8(round_trip(policy.codec, sources_S3HW)),
@@ -222,5 +238,3 @@ def _place(words: str) -> tuple[int, int]:
     """ "<x12> <y3>" -> (12, 3)."""
     x, y = re.findall(r"\d+", words)
     return int(x), int(y)
-
-

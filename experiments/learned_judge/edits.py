@@ -54,11 +54,11 @@ class Problem:
 
 
 def problem(seed: int, index: int, split: Split = "train") -> Problem:
-    """The scene at an index of a split, and the one before it."""
+    """The scene at an index of a split, and the one after it."""
     return Problem(
         sample=scenes.generate(seed, index, split=split),
         symbols=generator.compose(seed, index, split=split),
-        other=scenes.generate(seed, index - 1, split=split),
+        other=scenes.generate(seed, index + 1, split=split),
     )
 
 

@@ -1,8 +1,8 @@
 """What the judge is told beside the scores while it learns: where, how much and how well.
 
 A score is a few bits about two pictures and a sentence. The world knows more: what was meant, where pictures
-differ and by how much, and the measures a score is made of. Small heads that are not part of the judge predict
-them from its hidden states, so that it learns within minutes what the score alone would take hours to teach.
+differ and by how much, and the measures a score is made of. Small heads that are not part of the judge, and
+are not exported, predict them from its last hidden states while it learns.
 
 Legend: B rows, N edits, Q expressions, C pieces of an image, F facts, M measures, H W pixels, W hidden size.
 """
@@ -60,8 +60,8 @@ NUM_FACTS = 2
 def facts(before_NHW3: np.ndarray, after_NHW3: np.ndarray, side: int) -> Tensor:
     """Of each piece of the picture after, about 0 to 1: how much it changed, and how rough it is.
 
-    The change is log(1 + 50 d) / 4 with the mean absolute difference d as a share of the pixel range, roughness
-    the root mean squared difference of neighbouring pixels, of the same form.
+    The change is log(1 + 50 d) / 4 with the mean absolute difference d as a share of the pixel range;
+    roughness is of the same form, with the root mean squared difference of neighbouring pixels.
     """
     before, after = (x.astype(np.float32) / 255 for x in (before_NHW3, after_NHW3))
     change_NHW = np.abs(after - before).mean(-1)

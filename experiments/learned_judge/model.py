@@ -1,11 +1,19 @@
-"""The judge's network: a Qwen3-VL of a million parameters, with its processor.
+"""The judge: a Qwen3-VL of a million parameters with its processor, as one folder that vLLM serves.
 
-Legend: B images, C pieces of an image, D values of a piece, H W pixels, N edits, T tokens, W hidden size.
+A piece of an image, a cell of Scenes, is one token, so the two pictures are 32 tokens and comparing them is
+attention from a place to the same place. That is what a small network from scratch is slowest to find, so it
+begins with it (`_look_at_the_same_place`); all the rest is Hugging Face's implementation as it is.
+
+Legend: B images, C pieces of an image, D values of a piece, H W pixels, N edits, S scenes, T tokens, W hidden
+size, X the ten digits.
 """
 
 from __future__ import annotations
 
-import math
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +34,24 @@ from transformers import (  # noqa: E402
 )
 
 from experiments.learned_judge.config import NetworkConfig  # noqa: E402
-from experiments.learned_judge.packing import Packed  # noqa: E402
-from experiments.learned_judge.tokenizer import IMAGE, IMAGE_END, IMAGE_START, VIDEO  # noqa: E402
+from experiments.learned_judge.data import Pairs  # noqa: E402
+from experiments.learned_judge.packing import Asked, Packed, Packer  # noqa: E402
+from experiments.learned_judge.tokenizer import (  # noqa: E402
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    VIDEO,
+    token_id,
+)
+from gvcot.errors import CheckpointError  # noqa: E402
+
+DIGITS = "0123456789"
+
+RECORD_FILE = "learned_judge.json"
+"""How the judge was made and how it agrees with the truth, in its folder."""
+
+BATCH = 64
+"""Edits that are judged at a time."""
 
 LOOKING_LAYERS = 2
 LOOKING_HEADS = 2
@@ -37,10 +61,92 @@ PLACE_SCALE = 0.2
 """Standard deviation of the places that a new ViT adds to its patches."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnedJudge:
+    """A network that answers with a digit, and what turns messages into its inputs."""
+
+    network: Qwen3VLForConditionalGeneration
+    processor: Qwen3VLProcessor
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.processor.tokenizer  # pyright: ignore
+
+    @property
+    def packer(self) -> Packer:
+        """What packs its questions."""
+        vision = self.network.config.vision_config
+        return Packer(self.tokenizer, round(vision.num_position_embeddings**0.5))
+
+    @property
+    def digit_ids(self) -> Tensor:
+        """int64 (X,)."""
+        return torch.tensor([token_id(self.tokenizer, digit) for digit in DIGITS])
+
+    def save(self, folder: Path, record: dict[str, Any]) -> None:
+        """Write weights, tokenizer, processor and chat template in Hugging Face's format, and the record."""
+        self.network.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def new_judge(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> LearnedJudge:
+    """A judge with random weights, from torch's generator."""
+    return LearnedJudge(network=new_network(config, tokenizer), processor=new_processor(config, tokenizer))
+
+
+def find_judge(folder: Path) -> Path:
+    """A judge's own folder: the one given, or the `final` one of a finished run.
+
+    Raises:
+        CheckpointError: neither holds a learned judge.
+    """
+    for candidate in (folder / "final", folder):
+        if (candidate / RECORD_FILE).is_file():
+            return candidate
+    raise CheckpointError(
+        f"{str(folder)!r} holds no learned judge. Expected the folder of a finished `gvcot judge train` run, "
+        f"or one with {RECORD_FILE}"
+    )
+
+
+def load_judge(folder: Path) -> tuple[LearnedJudge, dict[str, Any]]:
+    """A saved judge and its record. Raises CheckpointError as `find_judge` does."""
+    folder = find_judge(folder)
+    network = Qwen3VLForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
+    processor = Qwen3VLProcessor.from_pretrained(folder, local_files_only=True)
+    record = json.loads((folder / RECORD_FILE).read_text())
+    return LearnedJudge(network=network, processor=processor), record
+
+
+@torch.no_grad()
+def judged(
+    judge: LearnedJudge,
+    instructions: Sequence[str],
+    before_NHW3: np.ndarray,
+    after_NHW3: np.ndarray,
+) -> np.ndarray:
+    """SC and PQ of edits, 0 to 10, as `rewards.judge.readout` reads them of a server; float32 (N, 2)."""
+    packer, digit_ids = judge.packer, judge.digit_ids
+    scores = []
+    for start in range(0, len(instructions), BATCH):
+        part = slice(start, start + BATCH)
+        packed = packer([Asked(instruction=words, num_edits=1) for words in instructions[part]])
+        states = hidden(judge.network, packed, before_NHW3[part], after_NHW3[part])
+        p_N2X = judge.network.lm_head(states[packed.answer_N2])[..., digit_ids].softmax(dim=-1)
+        scores.append(p_N2X @ torch.arange(10.0) * 10 / 9)
+    return torch.cat(scores).numpy()
+
+
+def scores_of(judge: LearnedJudge, pairs: Pairs) -> np.ndarray:
+    """What it says of all of them; arguments and result otherwise as `judged`."""
+    instructions = [pairs.instructions[scene] for scene in pairs.scene_N]
+    return judged(judge, instructions, pairs.before_SHW3[pairs.scene_N], pairs.after_NHW3)
+
+
 def new_network(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
     """A network with random weights, from torch's generator."""
     head = config.width // config.heads
-    side = config.image_side // config.patch
     per_axis = head // 6
     sections = [head // 2 - 2 * per_axis, per_axis, per_axis]
     text = {
@@ -71,16 +177,16 @@ def new_network(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
         "patch_size": config.patch,
         "spatial_merge_size": 1,
         "temporal_patch_size": 1,
-        "num_position_embeddings": side**2,
+        "num_position_embeddings": config.side**2,
         "deepstack_visual_indexes": [],
     }
     names = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     names |= {"vision_start_token_id": IMAGE_START, "vision_end_token_id": IMAGE_END}
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    ids = {name: token_id(tokenizer, token) for name, token in names.items()}
     network = Qwen3VLForConditionalGeneration(
         Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     )
-    _look_at_the_same_place(network, side)
+    _look_at_the_same_place(network, config.side)
     return network
 
 
@@ -92,6 +198,7 @@ def new_processor(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> 
         "temporal_patch_size": 1,
         "merge_size": 1,
         "size": {"shortest_edge": pixels, "longest_edge": pixels},
+        "resample": 0,  # the nearest pixel, which undoes the client's enlarging
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
@@ -112,19 +219,19 @@ def patches(images_BHW3: np.ndarray, patch: int) -> Tensor:
 
 
 def hidden(
-    network: Qwen3VLForConditionalGeneration, packed: Packed, before_BHW3: np.ndarray, after_NHW3: np.ndarray
+    network: Qwen3VLForConditionalGeneration, packed: Packed, before_SHW3: np.ndarray, after_NHW3: np.ndarray
 ) -> Tensor:
     """Last hidden states of packed rows, (B * T, W).
 
     Args:
         network: computes them.
         packed: the rows.
-        before_BHW3: uint8; of each row.
+        before_SHW3: uint8; of each row.
         after_NHW3: uint8; of each edit, row by row.
     """
     vision = network.config.vision_config
-    patch, side = vision.patch_size, math.isqrt(packed.before_BC.shape[1])
-    images_XHW3 = np.concatenate([before_BHW3, after_NHW3])
+    patch, side = vision.patch_size, round(packed.before_BC.shape[1] ** 0.5)
+    images_XHW3 = np.concatenate([before_SHW3, after_NHW3])
     grid_X3 = torch.tensor([[1, side, side]]).expand(len(images_XHW3), -1)
     pieces = network.model.visual(patches(images_XHW3, patch), grid_thw=grid_X3).pooler_output
     embedded_BTW = network.get_input_embeddings()(packed.token_BT)

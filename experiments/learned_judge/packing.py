@@ -19,10 +19,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from experiments.learned_judge.config import NetworkConfig
-from experiments.learned_judge.tokenizer import IMAGE, IMAGE_START, INSTRUCTION_END, INSTRUCTION_START
+from experiments.learned_judge.tokenizer import (
+    IMAGE,
+    IMAGE_START,
+    INSTRUCTION_END,
+    INSTRUCTION_START,
+    token_id,
+)
 from rewards.judge.prompts import PQ, SC, Aspect, Case, messages, question
-from rewards.judge.readout import Readout
 
 TEXTS: dict[Aspect, str] = {"sc": SC, "pq": PQ}
 
@@ -76,27 +80,27 @@ class Packed:
 class Packer:
     """Turns questions into rows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, network: NetworkConfig) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, side: int) -> None:
         self._tokenizer = tokenizer
-        self.side = network.image_side // network.patch
+        self.side = side
         """Pieces of an image per side."""
 
-        self.image = _id(tokenizer, IMAGE)
+        self.image = token_id(tokenizer, IMAGE)
         """The token that stands for a piece."""
 
-        self._end = _id(tokenizer, INSTRUCTION_END)
+        self._end = token_id(tokenizer, INSTRUCTION_END)
         self._cached = lru_cache(maxsize=None)(self.question)
         sc, pq = (self.question("", aspect) for aspect in ASPECTS)
-        second = [i for i, token in enumerate(sc) if token == _id(tokenizer, IMAGE_START)][1]
+        second = [i for i, token in enumerate(sc) if token == token_id(tokenizer, IMAGE_START)][1]
         parting = next(i for i, (a, b) in enumerate(zip(sc, pq, strict=False)) if a != b)
         self._root, self._edit = sc[:second], sc[second:parting]
-        self._marks = sc[parting : sc.index(_id(tokenizer, INSTRUCTION_START)) + 1]
+        self._marks = sc[parting : sc.index(token_id(tokenizer, INSTRUCTION_START)) + 1]
         """What comes between the images and an instruction."""
 
-    def question(self, instruction: str, aspect: Aspect, readout: Readout = "digits") -> list[int]:
+    def question(self, instruction: str, aspect: Aspect) -> list[int]:
         """All tokens of one question, those of its images among them."""
         case = Case(sample_id="", task="", instruction=instruction, before=b"", after=b"", marked=None)
-        asked = messages(question(case, aspect, TEXTS[aspect]), readout)
+        asked = messages(question(case, aspect, TEXTS[aspect]), "digits")
         ids = self._tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
         return [token for one in ids for token in [one] * (self.side**2 if one == self.image else 1)]
 
@@ -211,9 +215,3 @@ class _Row:
                 above[number] |= above[parent]
         segment_T = torch.tensor(self.segments)
         return above[segment_T[:, None], segment_T[None]].tril()
-
-
-def _id(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
-    found = tokenizer.convert_tokens_to_ids(text)
-    assert isinstance(found, int)
-    return found

@@ -1,4 +1,8 @@
-"""The judge's tokenizer: byte-level BPE on instructions, and each fixed text of the prompts one token."""
+"""The judge's tokenizer: byte-level BPE on instructions, and each fixed text of the prompts one token.
+
+A question has some 35 tokens beside its images instead of 500. Prompts are as the client writes them; only
+the tokenizer, which is a part of the model, knows of this.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,11 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rewards.judge.prompts import ANSWER, PQ, SC, SYSTEM
+from rewards.judge.prompts import DIGIT, PQ, SC, SYSTEM
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-IMAGE_START, IMAGE_END, IMAGE, VIDEO = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+IMAGE_START, IMAGE_END = "<|vision_start|>", "<|vision_end|>"
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 SPECIALS = (PAD, START, END, IMAGE_START, IMAGE_END, IMAGE, VIDEO)
 
 INSTRUCTION_START, INSTRUCTION_END = "<instruction>\n", "\n</instruction>\n\n"
@@ -32,9 +32,9 @@ FIXED = (
     INSTRUCTION_END,
     f"{SC}\n\n",
     f"\n\n{PQ}\n\n",
-    *(ANSWER["score"][readout] for readout in ("digits", "json")),
+    DIGIT,
 )
-"""Texts that are one token each: a question has some 35 tokens beside its images instead of 500."""
+"""Texts that are one token each."""
 
 CHAT_TEMPLATE = f"""\
 {{% for message in messages %}}{START}{{{{ message.role }}}}
@@ -48,7 +48,7 @@ CHAT_TEMPLATE = f"""\
 
 
 def make_tokenizer(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocab` tokens, learned from instructions and answers."""
+    """A tokenizer of at most `vocab` tokens, learned from instructions and expressions."""
     learned = Tokenizer(models.BPE())
     # The marks hold a digest of the instruction, which says nothing of the edit and would be 12 tokens.
     learned.normalizer = normalizers.Replace(Regex("instruction-[0-9a-f]{12}"), "instruction")
@@ -70,3 +70,10 @@ def make_tokenizer(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """The number of a token."""
+    found = tokenizer.convert_tokens_to_ids(text)
+    assert isinstance(found, int)
+    return found
