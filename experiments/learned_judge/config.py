@@ -65,7 +65,7 @@ class DataConfig:
     seed: int = 0
     """Of the scenes and of what is done to them."""
 
-    num_scenes: int = 8_000
+    num_scenes: int = 6_000
     first_scene: int = 1_000_000
     """Index of the first one; the shipped model was trained on scenes before it."""
 
@@ -79,7 +79,7 @@ class DataConfig:
     """The model that draws and whose codec all images go through; a folder, or the shipped one."""
 
     cache_dir: str = "runs/cache"
-    """Edits are kept here, 512 scenes to a file of some 40 MB."""
+    """Edits are kept here, 512 scenes to a file of some 46 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +105,7 @@ class LearnedJudgeConfig:
     edits_per_scene: int = 4
     """Edits of each of them per step; each is asked about SC and PQ."""
 
-    expressions_per_scene: int = 2
+    expressions_per_scene: int = 4
     """Referring expressions per scene and step beside the instruction, whose things are to be pointed at."""
 
     spread: float = 0.2
