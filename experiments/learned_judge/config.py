@@ -98,7 +98,7 @@ class LearnedJudgeConfig:
     seed: int = 0
     """Of the first weights and of the batches."""
 
-    steps: int = 2_400
+    steps: int = 2_000
     """Optimiser steps. Fewer make a judge that errs more."""
 
     scenes_per_step: int = 8

@@ -103,6 +103,13 @@ def test_the_command_trains_and_compares(
     record = json.loads((find_judge(tmp_path / "run") / "learned_judge.json").read_text())
     assert record["agreement"]["sc"]["num"] == 96
     assert record["config"]["steps"] == 2
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["judge", "agreement", "run", "--count", "2"])
+    assert not ended.value.code
+    output = capsys.readouterr().out
+    assert "auc" in output
+    assert "judged_sc" in output
 
 
 def test_shipped_judges_can_be_trained_and_the_weak_one_is_the_same_but_shorter() -> None:
