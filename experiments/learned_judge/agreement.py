@@ -36,8 +36,8 @@ def agreement(judged_N: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
     """
     spearman = pearson = auc = float("nan")
     if np.ptp(judged_N) > 0 and np.ptp(true_N) > 0:
-        spearman = float(stats.spearmanr(judged_N, true_N).statistic)
-        pearson = float(stats.pearsonr(judged_N, true_N).statistic)
+        spearman = float(stats.spearmanr(judged_N, true_N)[0])  # pyright: ignore
+        pearson = float(stats.pearsonr(judged_N, true_N)[0])  # pyright: ignore
     good_N = true_N >= GOOD
     pairs = int(good_N.sum() * (~good_N).sum())
     if pairs:

@@ -127,7 +127,7 @@ def _digest(config: DataConfig, policy: Pretrained) -> str:
 
 def _write(path: Path, pairs: Pairs) -> None:
     columns = {field.name: getattr(pairs, field.name) for field in fields(Pairs)}
-    arrays = {name: value for name, value in columns.items() if isinstance(value, np.ndarray)}
+    arrays: dict[str, Any] = {n: value for n, value in columns.items() if isinstance(value, np.ndarray)}
     texts = json.dumps({name: value for name, value in columns.items() if name not in arrays})
     partial = path.with_suffix(f".{os.getpid()}.npz")  # never half a file under the name that is looked for
     np.savez(partial, **{TEXTS: np.array(texts)}, **arrays)

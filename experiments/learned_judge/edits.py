@@ -78,7 +78,7 @@ class Draft:
 
 def draft(known: Problem, rng: np.random.Generator) -> Draft:
     """An edit of random content with a random flaw or none."""
-    image_HW3 = None
+    kind, image_HW3 = "", None
     while image_HW3 is None:  # targets and sources there always are
         kind = str(rng.choice(list(CONTENTS), p=list(CONTENT_SHARES.values())))
         image_HW3 = CONTENTS[kind](known, rng)

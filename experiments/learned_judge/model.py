@@ -45,6 +45,9 @@ from experiments.learned_judge.tokenizer import (  # noqa: E402
 )
 from gvcot.errors import CheckpointError  # noqa: E402
 
+Network = Any
+"""A Qwen3VLForConditionalGeneration, of whose parts transformers' annotations know too little."""
+
 DIGITS = "0123456789"
 
 RECORD_FILE = "learned_judge.json"
@@ -65,7 +68,7 @@ PLACE_SCALE = 0.2
 class LearnedJudge:
     """A network that answers with a digit, and what turns messages into its inputs."""
 
-    network: Qwen3VLForConditionalGeneration
+    network: Network
     processor: Qwen3VLProcessor
 
     @property
@@ -144,7 +147,7 @@ def scores_of(judge: LearnedJudge, pairs: Pairs) -> np.ndarray:
     return judged(judge, instructions, pairs.before_SHW3[pairs.scene_N], pairs.after_NHW3)
 
 
-def new_network(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
+def new_network(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> Network:
     """A network with random weights, from torch's generator."""
     head = config.width // config.heads
     per_axis = head // 6
@@ -182,7 +185,7 @@ def new_network(config: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
     }
     names = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     names |= {"vision_start_token_id": IMAGE_START, "vision_end_token_id": IMAGE_END}
-    ids = {name: token_id(tokenizer, token) for name, token in names.items()}
+    ids: dict[str, Any] = {name: token_id(tokenizer, token) for name, token in names.items()}
     network = Qwen3VLForConditionalGeneration(
         Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     )
@@ -218,9 +221,7 @@ def patches(images_BHW3: np.ndarray, patch: int) -> Tensor:
     return x.reshape(-1, 3 * patch * patch)
 
 
-def hidden(
-    network: Qwen3VLForConditionalGeneration, packed: Packed, before_SHW3: np.ndarray, after_NHW3: np.ndarray
-) -> Tensor:
+def hidden(network: Network, packed: Packed, before_SHW3: np.ndarray, after_NHW3: np.ndarray) -> Tensor:
     """Last hidden states of packed rows, (B * T, W).
 
     Args:
@@ -247,7 +248,7 @@ def hidden(
 
 
 @torch.no_grad()
-def _look_at_the_same_place(network: Qwen3VLForConditionalGeneration, side: int) -> None:
+def _look_at_the_same_place(network: Network, side: int) -> None:
     """Let some heads begin with attending to what looks alike at the same place of the picture before.
 
     Rotary positions turn queries and keys by R(position). With q = R(-d) K x and k = K y their product is

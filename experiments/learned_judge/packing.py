@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class Packer:
         """All tokens of one question, those of its images among them."""
         case = Case(sample_id="", task="", instruction=instruction, before=b"", after=b"", marked=None)
         asked = messages(question(case, aspect, TEXTS[aspect]), "digits")
-        ids = self._tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        ids: Any = self._tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
         return [token for one in ids for token in [one] * (self.side**2 if one == self.image else 1)]
 
     def __call__(self, scenes: Sequence[Asked]) -> Packed:

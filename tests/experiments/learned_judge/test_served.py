@@ -52,7 +52,7 @@ def served(judge: LearnedJudge, pairs: Pairs, number: int, aspect: str, size: in
     urls = [part["image_url"]["url"] for part in said[1]["content"] if part["type"] == "image_url"]
     images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
     text = judge.processor.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    return judge.processor(text=[text], images=images, return_tensors="pt")
+    return judge.processor(text=[text], images=images, return_tensors="pt")  # pyright: ignore
 
 
 def answered(judge: LearnedJudge, inputs: Any) -> torch.Tensor:
