@@ -373,6 +373,33 @@ def judge_serve(
     serve(_named("judge", recipe), overrides or [], log)
 
 
+@judge_app.command("train")
+def judge_train(
+    recipe: Recipe = "learned",
+    overrides: Overrides = None,
+    resume: Resume = "auto",
+    run_dir: RunFolder = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a tiny Qwen3-VL to judge edits of Scenes, and compare it with the truth."""
+    from experiments.judge import train
+
+    train(_named("judge-train", recipe), overrides or [], resume=resume, dry_run=dry_run, run_dir=run_dir)
+
+
+@judge_app.command("agreement")
+def judge_agreement(
+    judge: Annotated[str, typer.Argument(help="A learned judge's folder, or the base URL of a server.")],
+    model: Annotated[str, typer.Option(help="The model's name on the server.")] = "judge",
+    count: Annotated[int, typer.Option(min=1, help="How many val scenes, six edits each.")] = 512,
+    first: Annotated[int, typer.Option(min=0, help="Index of the first one.")] = 0,
+) -> None:
+    """Compare any judge's scores with the exact ones, and say what it takes each kind of edit for."""
+    from experiments.judge import show_agreement
+
+    show_agreement(judge, model=model, count=count, first=first)
+
+
 @rewards_app.command("list")
 def rewards_list() -> None:
     """Name the built-in rewards."""
