@@ -65,12 +65,14 @@ def load_pretrained(
     *,
     dtype: torch.dtype | None = torch.float32,
     images: ImagesConfig | None = None,
+    weights: bool = True,
 ) -> Pretrained:
     """Read a checkpoint folder: one of ours, or BAGEL's as it was published.
 
     Args:
         dtype: of all weights, whatever the files hold; None: as they hold them.
         images: a recipe's image sizes; None: the folder's own.
+        weights: False leaves the model on the meta device, for `gvcot.model.place` to fill.
 
     Raises:
         CheckpointError: not such a folder, truncated, of another configuration, or of another vocabulary.
@@ -83,7 +85,11 @@ def load_pretrained(
     tokenizer = load_tokenizer(folder)
     config = read_bagel_dir(folder, token_ids=tokenizer.token_ids)
     _check_vocabulary(folder, config, tokenizer)
-    model = load_unified(folder, dtype=dtype, token_ids=tokenizer.token_ids)
+    if weights:
+        model = load_unified(folder, dtype=dtype, token_ids=tokenizer.token_ids)
+    else:
+        with torch.device("meta"):
+            model = UnifiedModel(config)
     model.config = model.config.with_images(images or ImagesConfig())
     codec = load_codec(folder, config.codec, dtype=dtype)
     return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
