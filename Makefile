@@ -71,4 +71,4 @@ warm-start: $(BASE)
 	$(VENV)/bin/gvcot sft tiny-stage1a
 	$(VENV)/bin/gvcot sft tiny-stage1
 	$(VENV)/bin/gvcot sft tiny-stage2
-	$(VENV)/bin/gvcot export runs/tiny-stage2 gvcot/assets/warm_start --half
+	$(VENV)/bin/gvcot export runs/tiny-stage2 gvcot/assets/warm_start --dtype fp16

@@ -126,12 +126,15 @@ def report(
 def export_model(
     checkpoint: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its result).")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16.")] = False,
+    dtype: Annotated[
+        Literal["stored", "fp32", "bf16", "fp16"],
+        typer.Option(help="Of the weights; stored: as now."),
+    ] = "stored",
 ) -> None:
-    """Write a model as a folder of its own, with the records of the stages that led to it."""
+    """Write a model as a folder of its own, in the format of BAGEL's checkpoints."""
     from experiments.launch import run_export
 
-    run_export(checkpoint, out, half=half)
+    run_export(checkpoint, out, dtype=dtype)
 
 
 @app.command()
@@ -368,6 +371,33 @@ def judge_serve(
     from experiments.judge import serve
 
     serve(_named("judge", recipe), overrides or [], log)
+
+
+@judge_app.command("train")
+def judge_train(
+    recipe: Recipe = "learned",
+    overrides: Overrides = None,
+    resume: Resume = "auto",
+    run_dir: RunFolder = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a tiny Qwen3-VL to judge edits of Scenes, and compare it with the truth."""
+    from experiments.judge import train
+
+    train(_named("judge-train", recipe), overrides or [], resume=resume, dry_run=dry_run, run_dir=run_dir)
+
+
+@judge_app.command("agreement")
+def judge_agreement(
+    judge: Annotated[str, typer.Argument(help="A learned judge's folder, or the base URL of a server.")],
+    model: Annotated[str, typer.Option(help="The model's name on the server.")] = "judge",
+    count: Annotated[int, typer.Option(min=1, help="How many val scenes, six edits each.")] = 512,
+    first: Annotated[int, typer.Option(min=0, help="Index of the first one.")] = 0,
+) -> None:
+    """Compare any judge's scores with the exact ones, and say what it takes each kind of edit for."""
+    from experiments.judge import show_agreement
+
+    show_agreement(judge, model=model, count=count, first=first)
 
 
 @rewards_app.command("list")

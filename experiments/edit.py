@@ -45,7 +45,7 @@ def run_edit(
     """
     policy = load_pretrained(find_model(checkpoint or WARM_START))
     config, codec = policy.model.config, policy.codec
-    source_HW3 = read_image(image, multiple=config.codec.down * config.latent_patch)
+    source_HW3 = read_image(image, multiple=config.token_px, fit=config.fit)
     chain = Chain(ChainConfig(), policy.tokenizer, has_vit=config.vit is not None)
     sample = unlabelled(source_HW3, instruction)
     drawn = draw(

@@ -18,7 +18,8 @@ from gvcot.data import scenes
 from gvcot.data.encoded import CHUNK, SHARD, EncodedScenes, concat, encode_images, texts_of
 from gvcot.data.stream import Epochs
 from gvcot.model.bagel_json import read_bagel_dir
-from gvcot.model.codec import TinyAE, save_codec
+from gvcot.model.checkpoint import save_codec
+from gvcot.model.codec import TinyAE
 from gvcot.model.pretrained import WARM_START, find_model
 from sft.config import SFTConfig
 from sft.stages import BatchBuilder

@@ -1,4 +1,4 @@
-"""`gvcot judge`: serve a judge until interrupted, and ask one how it does."""
+"""`gvcot judge`: serve a judge until interrupted, train one, and compare one with the truth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gvcot.config import load
+from gvcot.config import dump, load
+from gvcot.run_dir import Resume, RunDir
 from rewards.judge.serve_config import ServeConfig, VLLMConfig
 
 
@@ -52,3 +53,69 @@ def _announce(url: str, model: str, more: str = "") -> None:
     console.print("In a recipe (Ctrl-C stops the judge):", style="bold")
     endpoint = f"  endpoints: [{{base_url: {url}, model: {model}{more}}}]"
     console.print(endpoint, markup=False, highlight=False, soft_wrap=True)
+
+
+def train(
+    recipe: str, overrides: Sequence[str], *, resume: Resume, dry_run: bool, run_dir: Path | None
+) -> Path | None:
+    """Train a judge on edits of Scenes; the finished run's folder, None after a dry run.
+
+    Args:
+        recipe: name or file of a `LearnedJudgeConfig`.
+        overrides: dotted ones.
+        resume, run_dir: as in `RunDir.open`; the folder is runs/<name> by default.
+        dry_run: print the configuration only.
+
+    Raises:
+        ConfigError, CheckpointError: see `load`, `RunDir.open` and the training.
+    """
+    from experiments.learned_judge.config import LearnedJudgeConfig
+
+    config = load(LearnedJudgeConfig, recipe, overrides)
+    if dry_run:
+        Console().print(dump(config), markup=False, highlight=False)
+        return None
+    from experiments.learned_judge import agreement
+    from experiments.learned_judge import train as training
+    from gvcot.tracking import Tracker
+
+    run = RunDir.open(run_dir or Path("runs") / config.name, config, resume=resume, seed=config.seed)
+    with Tracker(run.path, resume_step=run.resume_step if run.resumed else None) as tracker:
+        found = training.train(config, run, tracker)
+    Console().print(agreement.as_table(found))
+    final = run.path / "final"
+    Console().print(f"done: {final}\nserve it: gvcot judge serve learned vllm.model={final}", highlight=False)
+    return run.path
+
+
+def show_agreement(judge: str, *, model: str, count: int, first: int) -> None:
+    """Print how a judge agrees with the exact scores of edits of val scenes, and what it takes each kind for.
+
+    Args:
+        judge: a learned judge's folder, or the base URL of a server.
+        model: its name there.
+        count: how many scenes, six edits each.
+        first: index of the first one.
+
+    Raises:
+        CheckpointError, ConfigError, RewardError: no such judge, or it can't be asked.
+    """
+    from experiments.learned_judge.agreement import as_table, compare, means_by_kind, served_scores
+    from experiments.learned_judge.config import DataConfig
+    from experiments.learned_judge.data import load_pairs
+
+    edits = DataConfig(split="val", first_scene=first, num_scenes=count)
+    if judge.startswith(("http://", "https://")):
+        from rewards.judge.config import EndpointConfig, JudgeConfig
+
+        endpoint = EndpointConfig(base_url=judge, model=model, send_metadata=True)
+        truth = load_pairs(edits)
+        scores_N2 = served_scores(JudgeConfig(endpoints=(endpoint,)), truth)
+    else:
+        from experiments.learned_judge.model import find_judge, load_judge, scores_of
+
+        folder = find_judge(Path(judge))
+        truth = load_pairs(edits)
+        scores_N2 = scores_of(load_judge(folder)[0], truth)
+    Console().print(as_table(compare(scores_N2, truth.scores_N2, truth.kind_N)))
+    Console().print(as_table(means_by_kind(scores_N2, truth.scores_N2, truth.kind_N)))

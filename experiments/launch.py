@@ -77,21 +77,17 @@ def run_eval(
     return evaluate_folder(find_model(checkpoint), config)
 
 
-def run_export(checkpoint: str | Path, out: Path, *, half: bool) -> Path:
-    """Write a model as a folder of its own, with the records of all stages that led to it.
+def run_export(checkpoint: str | Path, out: Path, *, dtype: str) -> Path:
+    """Write a model as a folder of its own, in BAGEL's format.
 
     Args:
         checkpoint: model or run folder.
         out: folder to write.
-        half: store weights in fp16.
+        dtype: a key of `gvcot.model.export.DTYPES`.
     """
-    import torch
+    from gvcot.model.export import DTYPES, export
+    from gvcot.model.pretrained import find_model
 
-    from gvcot.model.pretrained import find_model, load_pretrained, read_history, save_pretrained
-
-    folder = find_model(checkpoint)
-    policy = load_pretrained(folder)
-    record = {"stages": read_history(folder)}
-    save_pretrained(out, policy.model, policy.codec, record, torch.float16 if half else torch.float32)
+    export(find_model(checkpoint), out, DTYPES[dtype])
     typer.echo(out)
     return out

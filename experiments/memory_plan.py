@@ -213,7 +213,7 @@ def count(run: Run) -> Counts:
     if run.lora is not None:
         from gvcot.model.lora import add_lora
 
-        add_lora(model, run.lora, seed=0)
+        add_lora(model, run.lora)
     trained = freeze_but(model, run.train, run.lora)
     layers = [sum(p.numel() for p in layer.parameters()) for layer in model.language_model.model.layers]
     total = sum(p.numel() for p in model.parameters())

@@ -26,7 +26,7 @@ from gvcot.data.images import to_uint8
 from gvcot.data.pairs.bad_log import BadLog
 from gvcot.data.show import drawn_sheet
 from gvcot.errors import ConfigError, closest
-from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.pretrained import load_tokenizer
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker, read_metrics
 from gvcot.types import EditSample
@@ -56,7 +56,7 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
         ConfigError, ResourceError, CheckpointError, RewardError: see the parts.
     """
     options, scoring = config.cluster, config.reward_workers
-    chain = Chain(config.chain, WordTokenizer(), has_vit=True)
+    chain = Chain(config.chain, load_tokenizer(model), has_vit=True)
     rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
     phases = [phase.name for phase in chain.phases]
     for phase in config.advantage.phase_weights:

@@ -23,7 +23,7 @@ from torch import Tensor
 from gvcot import prompts
 from gvcot.errors import ConfigError, closest
 from gvcot.model.sequence import Segment
-from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.tokenizer import Tokenizer
 from gvcot.types import ChainConfig, Condition
 
 TEXT_PAD = -1
@@ -90,7 +90,7 @@ KEEP = Drop()
 class Chain:
     """A chain bound to a tokenizer: turns conditions and drawn images into segments."""
 
-    def __init__(self, config: ChainConfig, tokenizer: WordTokenizer, *, has_vit: bool) -> None:
+    def __init__(self, config: ChainConfig, tokenizer: Tokenizer, *, has_vit: bool) -> None:
         """
         Args:
             config: which chain, and how drawn images are fed back.

@@ -292,7 +292,7 @@ def load_full_tensors(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
             "Resume with the configuration that wrote it."
         )
     for name, target in tensors.items():
-        _copy_into(target, state[name])
+        copy_full(target, state[name])
 
 
 def full_state_dict(model: nn.Module, *, on_all_ranks: bool = False) -> dict[str, Tensor]:
@@ -322,7 +322,7 @@ def load_full_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
     with torch.no_grad():
         for name, target in own.items():
-            _copy_into(target, state[name])
+            copy_full(target, state[name])
 
 
 def full_optimizer_state(
@@ -389,7 +389,8 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
     return value.to(parameter.device, copy=True)
 
 
-def _copy_into(target: Tensor, value: Tensor) -> None:
+def copy_full(target: Tensor, value: Tensor) -> None:
+    """Copy a full-size tensor, which every worker holds, into a plain or sharded one; no communication."""
     if isinstance(target, DTensor):
         value = value.to(device=target.device, dtype=target.dtype)
         value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)

@@ -65,11 +65,10 @@ def condition_of(
 
 
 def vit_pixels(images_B3HW: Tensor, vit: ViTConfig) -> Tensor:
-    """Resize to whole ViT patches, at most `max_side` per axis, keeping the aspect ratio roughly."""
+    """Resize to whole ViT patches as `vit.fit` says, keeping the aspect ratio roughly."""
     height, width = images_B3HW.shape[-2:]
-    scale = min(1.0, vit.max_side * vit.patch / max(height, width))
-    size = [max(1, round(side * scale / vit.patch)) * vit.patch for side in (height, width)]
-    if size == [height, width]:
+    size = vit.fit(height, width)
+    if size == (height, width):
         return images_B3HW
     return F.interpolate(images_B3HW, size=size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
 

@@ -17,8 +17,7 @@ import torch
 from tensordict import TensorDict
 
 from gvcot.chain import Chain
-from gvcot.model.pretrained import load_pretrained_codec
-from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.pretrained import load_pretrained_codec, load_tokenizer
 from rewards.registry import build_rewards
 from rl.cluster import ActorPool, WorkerGroup
 from rl.config import RLConfig
@@ -106,7 +105,7 @@ class RewardWorker:
         """
         config = self._config
         torch.set_num_threads(max(1, int(config.reward_workers.cpus_per_worker)))
-        chain = Chain(config.chain, WordTokenizer(), has_vit=True)
+        chain = Chain(config.chain, load_tokenizer(Path(model_dir)), has_vit=True)
         rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
         for reward in rewards.values():
             reward.start()

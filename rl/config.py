@@ -10,6 +10,7 @@ from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
 from gvcot.model.compute import ComputeConfig, LoRAConfig
+from gvcot.model.config import ImagesConfig
 from gvcot.types import ChainConfig
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
@@ -272,6 +273,9 @@ class RLConfig:
     """Components by name."""
 
     chain: ChainConfig = field(default_factory=ChainConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """Sizes at which the model takes images in; null: as its folder says."""
+
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     data: PromptConfig = field(default_factory=PromptConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)

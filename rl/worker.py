@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from gvcot import checkpoint, distributed, seeds
 from gvcot.chain import Chain
 from gvcot.model.codec import Codec
 from gvcot.model.config import UnifiedConfig
+from gvcot.model.place import place
 from gvcot.model.pretrained import load_pretrained, save_pretrained
 from gvcot.model.unified import UnifiedModel
 from gvcot.sampler import condition_of, draw
@@ -55,25 +57,27 @@ class PolicyWorker(Worker):
         mesh = distributed.init_process_group(device)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self._policy = load_pretrained(Path(model_dir))
-        model = self._policy.model.to(device)
+        sharded = config.cluster.sharding == "fsdp2"
+        self._policy = load_pretrained(Path(model_dir), images=config.images, weights=not sharded)
+        model = self._policy.model
         self._policy.codec.to(device)
-        model.compute_as(config.compute)
         self._chain = Chain(config.chain, self._policy.tokenizer, has_vit=model.config.vit is not None)
         self._rewards = build_rewards(config.rewards, provides(self._chain, config.data.pairs))
         for reward in self._rewards.values():
             reward.start()
-        # copied before sharding: a sharded model can't be
         anchored = config.loss.kl_coef > 0 and config.lora is None
-        reference = copy.deepcopy(model).requires_grad_(False) if anchored else None
-        if config.lora is not None:
-            from gvcot.model.lora import add_lora
-
-            add_lora(model, config.lora, config.seed)
-        if config.cluster.sharding == "fsdp2":
-            dtype = None if config.compute.dtype == "float32" else torch.bfloat16
-            for sharded in filter(None, (model, reference)):
-                distributed.shard(sharded, mesh, sharded.language_model.model.layers, compute_dtype=dtype)
+        # copied before it is sharded: a sharded model can't be
+        reference = copy.deepcopy(model) if anchored else None
+        where = {
+            "device": device,
+            "compute": config.compute,
+            "mesh": mesh if sharded else None,
+            "folder": Path(model_dir),
+        }
+        place(model, lora=config.lora, seed=config.seed, **where)
+        if reference is not None:
+            place(reference, **where)
+            reference.requires_grad_(False)
         self._learner = Learner(config, model, self._chain, self.world_size, reference)
         self._samples = TrainingPrompts(config.data)
         self._held_out = evaluation_set(config)
@@ -176,7 +180,7 @@ class PolicyWorker(Worker):
         if self.rank == 0:
             plain = UnifiedModel(self._policy.model.config)
             plain.load_state_dict(self._plain(state))
-            save_pretrained(Path(folder), plain, self._policy.codec, record)
+            save_pretrained(Path(folder), replace(self._policy, model=plain), record)
 
     def _plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of the model without adapters that computes the same."""

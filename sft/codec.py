@@ -18,7 +18,8 @@ from gvcot import checkpoint, overlay, seeds
 from gvcot.config import to_dict
 from gvcot.data import scenes
 from gvcot.data.images import to_tensor, to_uint8
-from gvcot.model.codec import TinyAE, save_codec
+from gvcot.model.checkpoint import save_codec
+from gvcot.model.codec import TinyAE
 from gvcot.model.pretrained import RECORD_FILE
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker

@@ -11,6 +11,7 @@ from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
 from gvcot.model.compute import ComputeConfig, LoRAConfig
+from gvcot.model.config import ImagesConfig
 from gvcot.types import Feedback
 
 DESCRIBE = "describe"
@@ -214,6 +215,9 @@ class SFTConfig:
 
     log_every: int = 20
     save_every: int = 200
+
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """Sizes at which the model takes images in; null: as its folder says."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

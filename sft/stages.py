@@ -28,7 +28,7 @@ from gvcot.model import flow
 from gvcot.model.codec import Codec
 from gvcot.model.config import UnifiedConfig
 from gvcot.model.sequence import Segment
-from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.tokenizer import Tokenizer
 from gvcot.sampler import vit_pixels
 from gvcot.types import ChainConfig, Condition
 from sft.config import DESCRIBE, INVENTORY, LOCATE, POINT, DropConfig, SFTConfig
@@ -54,7 +54,7 @@ class BatchBuilder:
         config: SFTConfig,
         model: UnifiedConfig,
         feed: Feed,
-        tokenizer: WordTokenizer,
+        tokenizer: Tokenizer,
         codec: Codec | None = None,
     ) -> None:
         """

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ from gvcot.data.pairs.bad_log import BadLog
 from gvcot.data.pairs.dataset import Bad, PairDataset, check_share
 from gvcot.data.source import PairSource, SceneSource, Source
 from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
-from gvcot.model.codec import TinyAE, load_codec
+from gvcot.model.checkpoint import load_codec
+from gvcot.model.codec import Autoencoder
 from gvcot.model.config import CodecConfig, UnifiedConfig
 from gvcot.model.parts import freeze_but
+from gvcot.model.place import place
 from gvcot.model.pretrained import Pretrained, find_model, load_pretrained, save_pretrained
 from gvcot.model.sequence import pack
 from gvcot.model.tokenizer import WordTokenizer
@@ -103,7 +105,7 @@ def _work(
         final = UnifiedModel(start.model.config)
         final.load_state_dict(weights)
         record = {"config": to_dict(config), "metrics": metrics}
-        save_pretrained(run.path / "final", final, start.codec, record)
+        save_pretrained(run.path / "final", replace(start, model=final), record)
     return metrics
 
 
@@ -127,7 +129,7 @@ def set_threads(config: SFTConfig) -> None:
 
 @contextmanager
 def open_feed(
-    config: SFTConfig, model: UnifiedConfig, codec: TinyAE, state: Mapping[str, int] | None = None
+    config: SFTConfig, model: UnifiedConfig, codec: Autoencoder, state: Mapping[str, int] | None = None
 ) -> Iterator[Feed]:
     """The stage's training samples: a bounded set, encoded now or earlier, or samples without end.
 
@@ -213,9 +215,11 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
 
 
 def starting_point(config: SFTConfig) -> Pretrained:
-    """The stage's model (loaded, or new with seeded weights), its codec and tokenizer."""
+    """The stage's model (loaded, or new with seeded weights; on the meta device where it is loaded to be
+    sharded), its codec and tokenizer."""
     if config.init is not None:
-        return load_pretrained(find_model(config.init))
+        whole = config.sharding != "fsdp2"
+        return load_pretrained(find_model(config.init), images=config.images, weights=whole)
     tokenizer = WordTokenizer()
     sizes = config.model
     model_config = UnifiedConfig.tiny(
@@ -226,8 +230,8 @@ def starting_point(config: SFTConfig) -> Pretrained:
         layers=sizes.layers,
         mlp=3 * sizes.hidden,
         codec=CodecConfig(kind="tiny", width=sizes.codec_width),
-    )
-    codec = load_codec(Path(config.codec), z=model_config.codec.z, width=sizes.codec_width)
+    ).with_images(config.images)
+    codec = load_codec(Path(config.codec), model_config.codec)
     model = UnifiedModel(model_config)
     model.init_weights(seeds.generator("init", config.seed))
     return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
@@ -236,17 +240,15 @@ def starting_point(config: SFTConfig) -> Pretrained:
 def new_state(config: SFTConfig, model: UnifiedModel) -> State:
     """The model where and as it is trained, an optimiser and an average of what moves; the rest is frozen.
     *Collective* where the model is sharded."""
-    model.to(config.device)
-    model.compute_as(config.compute)
-    if config.lora is not None:
-        from gvcot.model.lora import add_lora
-
-        add_lora(model, config.lora, config.seed)
-    if config.sharding == "fsdp2":
-        mesh = distributed.init_process_group(config.device)
-        dtype = None if config.compute.dtype == "float32" else torch.bfloat16
-        distributed.shard(model, mesh, model.language_model.model.layers, compute_dtype=dtype)
-        model.sharded = True
+    place(
+        model,
+        device=config.device,
+        compute=config.compute,
+        lora=config.lora,
+        seed=config.seed,
+        mesh=distributed.init_process_group(config.device) if config.sharding == "fsdp2" else None,
+        folder=None if config.init is None else find_model(config.init),
+    )
     parameters, optim = freeze_but(model, config.train, config.lora), config.optim
     settings = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
     if optim.matrix_lr is None:

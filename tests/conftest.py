@@ -40,7 +40,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from gvcot.data.images import to_tensor
     from gvcot.model.codec import TinyAE
     from gvcot.model.config import CodecConfig, UnifiedConfig
-    from gvcot.model.pretrained import save_pretrained
+    from gvcot.model.pretrained import Pretrained, save_pretrained
     from gvcot.model.tokenizer import WordTokenizer
     from gvcot.model.unified import UnifiedModel
 
@@ -68,7 +68,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         raw = codec.decoder(codec.moments(images)[0])
         codec.decoder[-1].weight.mul_(0.5 / raw.std())  # pictures of some contrast, so that edits have a size
     folder = tmp_path_factory.mktemp("policy") / "model"
-    save_pretrained(folder, model, codec, {"made": "by tests"})
+    save_pretrained(folder, Pretrained(model=model, codec=codec, tokenizer=tokenizer), {"made": "by tests"})
     return folder
 
 
@@ -78,6 +78,16 @@ def policy(policy_folder: Path) -> Pretrained:
     from gvcot.model.pretrained import load_pretrained
 
     return load_pretrained(policy_folder)
+
+
+@pytest.fixture(scope="session")
+def bagel_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in BAGEL's official format at the smallest size, with random weights."""
+    from gvcot.bagel_mini import make
+
+    folder = tmp_path_factory.mktemp("bagel") / "mini"
+    make(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

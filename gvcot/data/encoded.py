@@ -31,7 +31,7 @@ from gvcot.data.scenes import DEFAULT, WorldConfig
 from gvcot.data.source import SceneSource, Source
 from gvcot.errors import ResourceError
 from gvcot.model import flow
-from gvcot.model.codec import TinyAE
+from gvcot.model.codec import Autoencoder
 from gvcot.model.config import UnifiedConfig
 from gvcot.types import EditSample
 
@@ -107,7 +107,7 @@ def concat(parts: Sequence[EncodedScenes]) -> EncodedScenes:
 
 
 def load_encoded(
-    codec: TinyAE,
+    codec: Autoencoder,
     config: UnifiedConfig,
     source: Source,
     *,
@@ -195,7 +195,7 @@ def check_room(folder: Path, num_scenes: int, each: int) -> None:
         )
 
 
-def fingerprint(codec: TinyAE, **parts: int | str) -> str:
+def fingerprint(codec: Autoencoder, **parts: int | str) -> str:
     """A name that changes with the codec's weights, the world's version and the given parts."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(codec.state_dict().items()):
@@ -206,7 +206,7 @@ def fingerprint(codec: TinyAE, **parts: int | str) -> str:
 
 
 def encode_shard(
-    codec: TinyAE,
+    codec: Autoencoder,
     config: UnifiedConfig,
     seed: int,
     indices: range,
@@ -219,7 +219,7 @@ def encode_shard(
 
 
 def encode_chunks(
-    codec: TinyAE, patch: int, parts: Iterable[Sequence[EditSample]], size: int
+    codec: Autoencoder, patch: int, parts: Iterable[Sequence[EditSample]], size: int
 ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
     """(tensors, texts) of samples, under the field names of `EncodedScenes`; empty where there are none."""
     tensors: dict[str, list[Tensor]] = {}
@@ -233,7 +233,7 @@ def encode_chunks(
 
 
 @torch.no_grad()
-def encode_images(codec: TinyAE, patch: int, samples: Sequence[EditSample]) -> dict[str, Tensor]:
+def encode_images(codec: Autoencoder, patch: int, samples: Sequence[EditSample]) -> dict[str, Tensor]:
     """The tensors of `EncodedScenes` for one chunk of samples, each of which has its target."""
     source = to_tensor([s.source_HW3 for s in samples])
     target = to_tensor([s.target_HW3 for s in samples if s.target_HW3 is not None])

@@ -5,7 +5,7 @@ Legend: B images, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gvcot.errors import DataError
+
+Fit = Callable[[int, int], tuple[int, int]]
+"""(height, width) of an image -> (height, width) that it is resized to."""
 
 
 def to_tensor(images_HW3: Sequence[np.ndarray]) -> Tensor:
@@ -41,12 +44,21 @@ def to_uint8(images_B3HW: Tensor) -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def read_image(path: Path, *, multiple: int) -> np.ndarray:
+def resize(image_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 RGB at another size (height, width), bicubic as in BAGEL; an image of that size is left alone."""
+    if image_HW3.shape[:2] == size:
+        return image_HW3
+    height, width = size
+    return np.asarray(Image.fromarray(image_HW3).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def read_image(path: Path, *, multiple: int, fit: Fit | None = None) -> np.ndarray:
     """Read an image file as uint8 RGB (H, W, 3).
 
     Args:
         path: any format that Pillow reads.
         multiple: both sides must be divisible by this many pixels.
+        fit: from (height, width) to the size that the image is brought to, such as `UnifiedConfig.fit`.
 
     Raises:
         DataError: the file is missing, unreadable, or of a size that the model cannot take.
@@ -58,7 +70,10 @@ def read_image(path: Path, *, multiple: int) -> np.ndarray:
         raise DataError(
             f"cannot read the image {path}: {error}. Expected a PNG, JPEG or WebP file"
         ) from error
-    width, height = rgb.size
+    pixels_HW3 = np.asarray(rgb, dtype=np.uint8)
+    if fit is not None:
+        pixels_HW3 = resize(pixels_HW3, fit(*pixels_HW3.shape[:2]))
+    height, width = pixels_HW3.shape[:2]
     if width % multiple or height % multiple:
         best = (
             round(width / multiple) * multiple or multiple,
@@ -68,4 +83,4 @@ def read_image(path: Path, *, multiple: int) -> np.ndarray:
             f"{path} is {width}x{height} px; both sides must be divisible by {multiple}: "
             f"resize it, e.g. to {best[0]}x{best[1]}"
         )
-    return np.asarray(rgb, dtype=np.uint8)
+    return pixels_HW3

@@ -33,7 +33,8 @@ from gvcot.data.pairs.dataset import Bad, PairDataset, PairReader
 from gvcot.data.scenes import DEFAULT, WorldConfig
 from gvcot.data.source import SceneSource
 from gvcot.errors import GvcotError, ResourceError
-from gvcot.model.codec import TinyAE
+from gvcot.model.checkpoint import build_codec
+from gvcot.model.codec import Autoencoder
 from gvcot.model.config import UnifiedConfig
 from gvcot.types import EditSample
 
@@ -134,7 +135,7 @@ class SceneStream:
         self,
         config: StreamConfig,
         model: UnifiedConfig,
-        codec: TinyAE,
+        codec: Autoencoder,
         state: Mapping[str, int] | None = None,
     ) -> None:
         """
@@ -211,13 +212,12 @@ class Encoded(NamedTuple):
 class ShardWorker:
     """A process with one thread that encodes one shard at a time, and ends with its parent."""
 
-    def __init__(self, config: StreamConfig, model: UnifiedConfig, codec: TinyAE) -> None:
+    def __init__(self, config: StreamConfig, model: UnifiedConfig, codec: Autoencoder) -> None:
         # Not a fork: torch's thread pools don't survive one.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         weights = {name: value.numpy(force=True) for name, value in codec.state_dict().items()}
-        sizes = {"z": codec.z, "width": codec.width}
-        arguments = (theirs, config, model, sizes, weights)
+        arguments = (theirs, config, model, weights)
         self._process = context.Process(target=_serve, args=arguments, daemon=True, name="encoder")
         self._process.start()
         theirs.close()  # else the end of the worker would not be seen here
@@ -267,14 +267,13 @@ def _serve(
     connection: Connection,
     config: StreamConfig,
     model: UnifiedConfig,
-    sizes: dict[str, int],
     weights: dict[str, np.ndarray],
 ) -> None:
     """The worker: a shard's number in, the shard or an exception out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=distributed.end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    codec = TinyAE(**sizes).requires_grad_(False)
+    codec = build_codec(model.codec).requires_grad_(False)
     codec.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     shards: Shards | None = None
     while True:

@@ -9,19 +9,15 @@ importance ratio.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gvcot.errors import CheckpointError, ConfigError, DataError
-
-CODEC_FILE = "ae.safetensors"
-"""The codec's weights inside a checkpoint folder, named as BAGEL names it."""
+from gvcot.errors import ConfigError, DataError
+from gvcot.model.config import CodecKind
 
 
 class Codec(Protocol):
@@ -42,6 +38,42 @@ class Codec(Protocol):
         ...
 
 
+class Autoencoder(nn.Module, ABC):
+    """A codec with weights: what checkpoint folders hold. `build_codec` makes one from its configuration."""
+
+    kind: ClassVar[CodecKind]
+    down = 8
+
+    def __init__(self, z: int, width: int) -> None:
+        super().__init__()
+        self.z, self.width = z, width
+
+    @abstractmethod
+    def moments(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Unscaled posterior mean and log-variance, each (B, z, h, w).
+
+        Raises:
+            DataError: the images' sides are not multiples of 8 or they are not RGB.
+        """
+
+    @abstractmethod
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """See `Codec`."""
+
+    @abstractmethod
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """See `Codec`."""
+
+    def check_size(self, images_B3HW: Tensor) -> None:
+        """Raises DataError for images that the codec cannot take."""
+        _, channels, height, width = images_B3HW.shape
+        if channels != 3 or height % self.down or width % self.down:
+            raise DataError(
+                f"the codec takes RGB images with sides divisible by {self.down}; "
+                f"got {tuple(images_B3HW.shape)}: resize or pad the image first"
+            )
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with pre-activation group norm."""
 
@@ -58,14 +90,14 @@ class ResidualBlock(nn.Module):
         return x_BChw + self.conv2(F.silu(self.norm2(h)))
 
 
-class TinyAE(nn.Module):
+class TinyAE(Autoencoder):
     """A small variational autoencoder for laptop-size experiments.
 
     Almost all work happens at 1/4 and 1/8 of the resolution (pixel shuffles do the rest), which keeps
     encoding three 64x64 images cheaper than one training step on them.
     """
 
-    down = 8
+    kind = "tiny"
 
     def __init__(self, z: int = 16, width: int = 64) -> None:
         """
@@ -73,10 +105,9 @@ class TinyAE(nn.Module):
             z: latent channels.
             width: channels at 1/4 of the resolution, a multiple of 8; twice as many at 1/8.
         """
-        super().__init__()
+        super().__init__(z, width)
         if width % 8:
             raise ConfigError(f"codec width must be a multiple of 8 (group norm); got {width}")
-        self.z, self.width = z, width
         wide = 2 * width
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
@@ -111,17 +142,7 @@ class TinyAE(nn.Module):
         self.scale: Tensor
 
     def moments(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Unscaled posterior mean and log-variance, each (B, z, h, w).
-
-        Raises:
-            DataError: the images' sides are not multiples of 8 or they are not RGB.
-        """
-        _, channels, height, width = images_B3HW.shape
-        if channels != 3 or height % self.down or width % self.down:
-            raise DataError(
-                f"the codec takes RGB images with sides divisible by {self.down}; "
-                f"got {tuple(images_B3HW.shape)}: resize or pad the image first"
-            )
+        self.check_size(images_B3HW)
         mean, logvar = self.encoder(images_B3HW).chunk(2, dim=1)
         return mean, logvar.clamp(-20.0, 4.0)
 
@@ -138,38 +159,3 @@ class TinyAE(nn.Module):
         values = mean_BChw.transpose(0, 1).flatten(1)
         self.shift.copy_(values.mean(1))
         self.scale.copy_(values.std(1).clamp_min(1e-6).reciprocal())
-
-
-def save_codec(codec: TinyAE, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the codec's weights to `folder/ae.safetensors`."""
-    state = {k: v.to(dtype).contiguous() for k, v in codec.state_dict().items()}
-    save_file(
-        state, folder / CODEC_FILE, metadata={"kind": "tiny", "z": str(codec.z), "width": str(codec.width)}
-    )
-
-
-def load_codec(folder: Path, *, z: int, width: int) -> TinyAE:
-    """Read `folder/ae.safetensors`, strictly.
-
-    Raises:
-        CheckpointError: the file is absent, truncated, or of a codec with other sizes.
-    """
-    path = folder / CODEC_FILE
-    codec = TinyAE(z=z, width=width)
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read the codec {path}: {error}. Expected a safetensors file; copy it again or train one "
-            "with `gvcot sft tiny-codec`"
-        ) from error
-    expected = {k: tuple(v.shape) for k, v in codec.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    if expected != found:
-        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-        raise CheckpointError(
-            f"{path} is not a TinyAE with z={z}, width={width}: {len(wrong)} tensors differ, "
-            f"first {wrong[:4]}. Use the codec that belongs to this checkpoint's config.json"
-        )
-    codec.load_state_dict({k: v.float() for k, v in state.items()})
-    return codec.requires_grad_(False)

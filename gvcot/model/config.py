@@ -4,13 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from gvcot.errors import ConfigError, closest
 
 CodecKind = Literal["tiny", "flux", "none"]
+
+
+MAX_PIXELS = 14 * 14 * 9 * 1024
+"""No image gets larger than this, whatever its sides may be (BAGEL's bound)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResizeConfig:
+    """How an image of any size is made to fit: its aspect ratio is kept as far as whole tokens allow.
+
+    Example:
+        ResizeConfig(longest=1024, shortest=512).fit(1200, 1600, 16)    # (768, 1024)
+    """
+
+    longest: int
+    """Pixels of the longer side at most; larger images shrink."""
+
+    shortest: int = 0
+    """Pixels of the shorter side at least; smaller images grow, unless `longest` or MAX_PIXELS forbids it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shortest <= self.longest:
+            raise ConfigError(
+                f"resize: expected 0 <= shortest <= longest; got {self.shortest} and {self.longest}"
+            )
+
+    def fit(self, height: int, width: int, stride: int) -> tuple[int, int]:
+        """(height, width) after resizing, both multiples of `stride`. These are BAGEL's steps, one by one: a
+        long and thin image is scaled up to three times, and rounded after each."""
+        scale = max(min(self.longest / max(height, width), 1.0), self.shortest / min(height, width))
+        size = _scaled((height, width), scale, stride)
+        num_pixels = size[0] * size[1]
+        if num_pixels > MAX_PIXELS:
+            size = _scaled(size, MAX_PIXELS / num_pixels, stride)
+        if max(size) > self.longest:
+            size = _scaled(size, self.longest / max(size), stride)
+        return size
+
+
+def _scaled(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
+    height, width = (max(stride, round(round(side * scale) / stride) * stride) for side in size)
+    return height, width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagesConfig:
+    """What a recipe says of image sizes; it goes into the model folders that a run writes."""
+
+    latent: ResizeConfig | None = None
+    """Of images that are encoded as latents; None: as the model folder says."""
+
+    vit: ResizeConfig | None = None
+    """Of images that are shown to the ViT; None: as the model folder says."""
+
+
+BAGEL_RESIZE = ResizeConfig(longest=1024, shortest=512)
+"""Of the images that BAGEL encodes as latents."""
+
+BAGEL_VIT_RESIZE = ResizeConfig(longest=980, shortest=224)
+"""Of the images that BAGEL looks at through its ViT."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +164,18 @@ class ViTConfig:
     ln_eps: float = 1e-6
     """Epsilon of every LayerNorm."""
 
+    resize: ResizeConfig | None = None
+    """How images are made to fit; None: they shrink where the position tables ask for it."""
+
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
             raise ConfigError(f"ViT hidden={self.hidden} must be a multiple of heads={self.heads}")
+        _check_reach(self.resize, self.max_side * self.patch, "ViT")
+
+    def fit(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """(height, width) at which the ViT is shown an image, in whole patches."""
+        rule = self.resize or ResizeConfig(longest=self.max_side * self.patch)
+        return rule.fit(height_px, width_px, self.patch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +192,8 @@ class CodecConfig:
     """Pixels per latent along one side."""
 
     width: int = 32
-    """Base channels of the tiny codec; the flux codec's 128 are fixed by its checkpoint."""
+    """Base channels: of the tiny codec at 1/4 of the resolution, of the flux codec at full resolution (128 in
+    BAGEL; a multiple of 32)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +226,11 @@ class UnifiedConfig:
     token_ids: TokenIds
     """Control tokens of the tokenizer."""
 
+    resize: ResizeConfig | None = None
+    """How images of any size are made to fit the codec; None: they are taken as they are, or refused."""
+
     def __post_init__(self) -> None:
+        _check_reach(self.resize, self.max_latent * self.token_px, "latent")
         ids = dataclasses.astuple(self.token_ids)
         if max(ids) >= self.llm.vocab:
             raise ConfigError(f"control token ids {ids} do not fit a vocabulary of {self.llm.vocab}")
@@ -168,13 +242,35 @@ class UnifiedConfig:
         """Values per latent token, D."""
         return self.latent_patch**2 * self.codec.z
 
+    @property
+    def token_px(self) -> int:
+        """Pixels of a latent token along one side."""
+        return self.codec.down * self.latent_patch
+
+    def fit(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """(height, width) to which an image is resized before it is encoded; without `resize`, its own."""
+        if self.resize is None:
+            return height_px, width_px
+        return self.resize.fit(height_px, width_px, self.token_px)
+
+    def with_images(self, images: ImagesConfig) -> UnifiedConfig:
+        """The same model with a recipe's image sizes.
+
+        Raises:
+            ConfigError: they reach beyond the position tables, or the model has no ViT.
+        """
+        if images.vit is not None and self.vit is None:
+            raise ConfigError("images.vit: this model has no ViT; leave it null")
+        vit = self.vit if self.vit is None or images.vit is None else replace(self.vit, resize=images.vit)
+        return replace(self, resize=images.latent or self.resize, vit=vit)
+
     def latent_grid(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Latent tokens of an image as (rows, columns).
 
         Raises:
             ConfigError: a side is no multiple of the token's size, or exceeds the position table.
         """
-        side = self.codec.down * self.latent_patch
+        side = self.token_px
         if height_px % side or width_px % side:
             raise ConfigError(
                 f"an image of {height_px}x{width_px} px does not split into {side} px tokens; "
@@ -235,13 +331,22 @@ class UnifiedConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Unknown or missing keys are a ConfigError."""
-        nested = {"llm": LLMConfig, "codec": CodecConfig, "token_ids": TokenIds}
-        values = {
-            key: _build(nested[key], value, key) if key in nested else value for key, value in data.items()
+        nested = {
+            "llm": LLMConfig,
+            "codec": CodecConfig,
+            "token_ids": TokenIds,
+            "vit": ViTConfig,
+            "resize": ResizeConfig,
         }
-        if values.get("vit") is not None:
-            values["vit"] = _build(ViTConfig, values["vit"], "vit")
-        return _build(cls, values, "model")
+
+        def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
+            parts = {
+                key: build(nested[key], value, key) if key in nested and value is not None else value
+                for key, value in values.items()
+            }
+            return _build(kind, parts, where)
+
+        return build(cls, data, "model")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, in this project's own names."""
@@ -259,6 +364,13 @@ class UnifiedConfig:
         from gvcot.model.bagel_json import to_bagel_json
 
         return to_bagel_json(self)
+
+
+def _check_reach(resize: ResizeConfig | None, reach: int, what: str) -> None:
+    if resize is not None and resize.longest > reach:
+        raise ConfigError(
+            f"resize: longest={resize.longest} px exceeds the {what} position table: choose at most {reach}"
+        )
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:

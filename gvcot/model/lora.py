@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gvcot import seeds
+from gvcot import distributed, seeds
 from gvcot.model.compute import LoRAConfig
 from gvcot.model.unified import UnifiedModel
 from gvcot.torchvision_cpu import declare_missing_operators
@@ -27,11 +27,9 @@ ADAPTER = "default"
 """peft's name of an adapter that has none."""
 
 
-def add_lora(model: UnifiedModel, config: LoRAConfig, seed: int) -> None:
-    """Put adapters beside linear layers of the decoder, in place; `parts.freeze_but` then trains them.
-
-    An adapter begins at zero: the model computes what it did before.
-    """
+def add_lora(model: UnifiedModel, config: LoRAConfig) -> None:
+    """Put adapters beside linear layers of the decoder, in place; `reset_lora` then gives them weights, and
+    `parts.freeze_but` trains them."""
     suffix = "_moe_gen" if config.experts == "generation" else "(_moe_gen)?"
     layers = rf"language_model\.model\.layers\.\d+\.{PROJECTIONS.format(suffix=suffix)}"
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(layers, n)]
@@ -41,17 +39,16 @@ def add_lora(model: UnifiedModel, config: LoRAConfig, seed: int) -> None:
         target_modules=names,
     )
     inject_adapter_in_model(adapted, model)
-    _reset(model, seed)
 
 
 @torch.no_grad()
-def _reset(model: UnifiedModel, seed: int) -> None:
-    """A uniform as peft's, but from a seed of our own; B zero."""
+def reset_lora(model: UnifiedModel, seed: int) -> None:
+    """Begin at zero, so that the model computes what it did before: B zero, A as peft's, from a seed."""
     for name, _ in _adapted(model):
         down, up = (model.get_parameter(f"{name}.lora_{part}.{ADAPTER}.weight") for part in "AB")
         bound = 1 / math.sqrt(down.shape[1])
         drawn = torch.empty(down.shape).uniform_(-bound, bound, generator=seeds.generator(seed, "lora", name))
-        down.copy_(drawn)
+        distributed.copy_full(down, drawn)
         up.zero_()
 
 

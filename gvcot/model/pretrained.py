@@ -1,8 +1,10 @@
 """A model with everything it needs to edit: backbone, codec, tokenizer; one folder on disk.
 
-config.json llm_config.json vit_config.json ema.safetensors    (BAGEL's names; gvcot.model.checkpoint)
-ae.safetensors                                                  the codec
-record.json                                                     how the weights were made
+config.json llm_config.json vit_config.json    BAGEL's configuration files (gvcot.model.bagel_json)
+ema.safetensors                                the model, or model.safetensors, or shards with an index
+ae.safetensors                                 the codec
+tokenizer.json, or vocab.json, merges.txt      Qwen2's tokenizer; words.json for the small model's
+record.json                                    how the weights were made; not in BAGEL's own folder
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from typing import Any
 import torch
 
 from gvcot.errors import CheckpointError
-from gvcot.model.bagel_json import read_bagel_dir
-from gvcot.model.checkpoint import load_unified, save_unified
-from gvcot.model.codec import TinyAE, load_codec, save_codec
-from gvcot.model.tokenizer import WordTokenizer
+from gvcot.model.bagel_json import read_bagel_dir, recorded_token_ids
+from gvcot.model.bpe import BPETokenizer, has_bpe
+from gvcot.model.checkpoint import load_codec, load_unified, save_codec, save_unified
+from gvcot.model.codec import Autoencoder
+from gvcot.model.config import ImagesConfig, UnifiedConfig
+from gvcot.model.tokenizer import WORDS_FILE, Tokenizer, WordTokenizer
 from gvcot.model.unified import UnifiedModel
 
 RECORD_FILE = "record.json"
@@ -34,8 +38,8 @@ class Pretrained:
     """What a checkpoint folder holds."""
 
     model: UnifiedModel
-    codec: TinyAE
-    tokenizer: WordTokenizer
+    codec: Autoencoder
+    tokenizer: Tokenizer
 
 
 def find_model(name: str | Path) -> Path:
@@ -56,8 +60,19 @@ def find_model(name: str | Path) -> Path:
     )
 
 
-def load_pretrained(folder: Path) -> Pretrained:
-    """Read a checkpoint folder.
+def load_pretrained(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    images: ImagesConfig | None = None,
+    weights: bool = True,
+) -> Pretrained:
+    """Read a checkpoint folder: one of ours, or BAGEL's as it was published.
+
+    Args:
+        dtype: of all weights, whatever the files hold; None: as they hold them.
+        images: a recipe's image sizes; None: the folder's own.
+        weights: False leaves the model on the meta device, for `gvcot.model.place` to fill.
 
     Raises:
         CheckpointError: not such a folder, truncated, of another configuration, or of another vocabulary.
@@ -67,42 +82,70 @@ def load_pretrained(folder: Path) -> Pretrained:
             f"no checkpoint folder {str(folder)!r}. Expected a folder with config.json and ema.safetensors, "
             "such as the `final` folder of a `gvcot sft` run"
         )
-    model = load_unified(folder)
-    tokenizer = WordTokenizer()
-    if model.config.llm.vocab != tokenizer.vocab_size:
-        raise CheckpointError(
-            f"{folder} was trained with a vocabulary of {model.config.llm.vocab} words, this version has "
-            f"{tokenizer.vocab_size}: use the version it was trained with, or train it again"
-        )
-    codec = load_codec(folder, z=model.config.codec.z, width=model.config.codec.width)
+    tokenizer = load_tokenizer(folder)
+    config = read_bagel_dir(folder, token_ids=tokenizer.token_ids)
+    _check_vocabulary(folder, config, tokenizer)
+    if weights:
+        model = load_unified(folder, dtype=dtype, token_ids=tokenizer.token_ids)
+    else:
+        with torch.device("meta"):
+            model = UnifiedModel(config)
+    model.config = model.config.with_images(images or ImagesConfig())
+    codec = load_codec(folder, config.codec, dtype=dtype)
     return Pretrained(model=model, codec=codec, tokenizer=tokenizer)
 
 
-def load_pretrained_codec(folder: Path) -> TinyAE:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder: Qwen2's files, a list of words, or the shipped words.
+
+    Raises:
+        CheckpointError: its files are incomplete.
+    """
+    if has_bpe(folder):
+        return BPETokenizer(folder)
+    words = folder / WORDS_FILE
+    return WordTokenizer(words) if words.is_file() else WordTokenizer()
+
+
+def load_pretrained_codec(folder: Path) -> Autoencoder:
     """Only the codec of a checkpoint folder; raises CheckpointError as `load_pretrained` does."""
-    config = read_bagel_dir(folder)
-    return load_codec(folder, z=config.codec.z, width=config.codec.width)
+    config = read_bagel_dir(folder, token_ids=load_tokenizer(folder).token_ids)
+    return load_codec(folder, config.codec)
 
 
 def save_pretrained(
-    folder: Path,
-    model: UnifiedModel,
-    codec: TinyAE,
-    record: dict[str, Any],
-    dtype: torch.dtype = torch.float32,
+    folder: Path, policy: Pretrained, record: dict[str, Any], dtype: torch.dtype | None = torch.float32
 ) -> None:
-    """Write a checkpoint folder.
+    """Write a checkpoint folder in BAGEL's format.
 
     Args:
         folder: created where missing.
-        model, codec: what is saved.
+        policy: what is saved.
         record: JSON-able account of how the weights were made (commands, seeds, metrics).
-        dtype: of the weights on disk; fp16 halves the size of shipped weights.
+        dtype: of the weights on disk; fp16 halves the size of shipped weights. None: as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    model = policy.model
     save_unified(folder, model, state={k: v.to(dtype) for k, v in model.state_dict().items()})
-    save_codec(codec, folder, dtype=dtype)
+    save_codec(policy.codec, folder, dtype=dtype)
+    policy.tokenizer.save(folder)
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _check_vocabulary(folder: Path, config: UnifiedConfig, tokenizer: Tokenizer) -> None:
+    """BAGEL's embedding has rows to spare; a list of words has exactly one row each."""
+    rows, size = config.llm.vocab, tokenizer.vocab_size
+    if size > rows or (size < rows and isinstance(tokenizer, WordTokenizer)):
+        raise CheckpointError(
+            f"{folder} was trained with a vocabulary of {rows} words, its tokenizer (or this version's) has "
+            f"{size}: use the tokenizer files that it was trained with, or train it again"
+        )
+    recorded = recorded_token_ids(folder, rows)
+    if recorded is not None and recorded != tokenizer.token_ids:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has control tokens {tokenizer.token_ids}, the model was trained with "
+            f"{recorded}: use the tokenizer files that it was trained with"
+        )
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -10,17 +10,48 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from gvcot.errors import DataError
 from gvcot.model.config import TokenIds
 
 VOCAB_PATH = Path(__file__).parents[1] / "assets" / "vocab.json"
 
+WORDS_FILE = "words.json"
+"""The vocabulary inside a checkpoint folder."""
+
 _UNKNOWN = "<unknown>"
 # Angle-bracketed words (<x12>, <reserved_3>) are whole; then runs of letters and digits; then single marks.
 _WORD = Regex(r"<[a-z]+_?\d*>|\w+|[^\w\s]")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the system knows of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, specials included."""
+        ...
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """The control tokens that the model puts around texts and images."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without begin or end of text. DataError for text that it cannot take."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without control tokens. DataError for ids that it does not have."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint folder."""
+        ...
 
 
 class WordTokenizer:
@@ -43,7 +74,7 @@ class WordTokenizer:
         # The lookup needs a name for what it doesn't know; `encode` never lets that id out.
         self._unknown_id = len(vocab)
         lookup = models.WordLevel({**vocab, _UNKNOWN: self._unknown_id}, unk_token=_UNKNOWN)
-        self._tokenizer = Tokenizer(lookup)
+        self._tokenizer = tokenizers.Tokenizer(lookup)
         self._tokenizer.normalizer = normalizers.Lowercase()
         self._tokenizer.pre_tokenizer = pre_tokenizers.Split(_WORD, behavior="removed", invert=True)
 
@@ -81,6 +112,11 @@ class WordTokenizer:
             last = self.vocab_size - 1
             raise DataError(f"token id {outside[0]} is outside the vocabulary; expected 0 to {last}")
         return " ".join(self._words[i] for i in ids if i > self.token_ids.eoi)
+
+    def save(self, folder: Path) -> None:
+        """Write its vocabulary as `words.json`."""
+        vocab = {word: index for index, word in enumerate(self._words)}
+        (folder / WORDS_FILE).write_text(json.dumps(vocab, indent=0) + "\n", encoding="utf-8")
 
     def _unknown_words(self, words: Sequence[str]) -> str:
         hints: list[str] = []

@@ -46,7 +46,7 @@ def command(config: VLLMConfig, host: str, port: int) -> list[str]:
         *("--host", host, "--port", str(port)),
         *("--dtype", config.dtype, "--max-model-len", str(config.max_model_len)),
         *("--max-num-seqs", str(config.max_num_seqs), "--seed", str(config.seed)),
-        *("--limit-mm-per-prompt", f'{{"image": {config.images_per_prompt}}}'),
+        *("--limit-mm-per-prompt", f'{{"image": {config.images_per_prompt}, "video": 0}}'),
         # unconstrained whitespace lets a weak model fill its answer with blanks
         *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
         *(["--enforce-eager"] if config.enforce_eager else []),

@@ -55,7 +55,7 @@ def test_the_scenes_judge_is_served_until_it_is_terminated(tmp_path: Path) -> No
 
 def test_a_missing_environment_says_how_to_build_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["judge", "serve", "cpu", "vllm.python=nowhere/bin/python"])
+        main(["judge", "serve", "learned", "vllm.python=nowhere/bin/python"])
     assert ended.value.code == 2
     assert "there is no nowhere/bin/python. Build it with `make vllm`" in capsys.readouterr().err
 

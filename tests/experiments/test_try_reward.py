@@ -6,6 +6,7 @@ import pytest
 
 from experiments import try_reward
 from gvcot.data import scenes
+from gvcot.data.source import SAMPLE_FIELDS
 from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained, find_model, load_pretrained
 from rewards.base import RewardBatch

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gvcot.model.compute import LoRAConfig
-from gvcot.model.lora import add_lora
+from gvcot.model.lora import add_lora, reset_lora
 from gvcot.types import Trajectory
 from rewards.config import RewardConfig
 from rl.config import LossConfig, RLConfig, RLOptimConfig
@@ -340,7 +340,8 @@ def test_a_policy_with_adapters_is_held_to_itself_without_them(roll: Callable[..
     lora = LoRAConfig(rank=2, also=("llm2vae",))
     config = replace(learner_config(rolled, loss=LossConfig(kl_coef=1.0), lr=1e-2), lora=lora)
     start = {name: p.detach().clone() for name, p in rolled.policy.model.named_parameters()}
-    add_lora(rolled.policy.model, lora, seed=0)
+    add_lora(rolled.policy.model, lora)
+    reset_lora(rolled.policy.model, seed=0)
     learner = Learner(config, rolled.policy.model, rolled.chain, world_size=1)
     data = update_of(rolled, ADVANTAGE_BK)
     first = learner.update(data, 0)

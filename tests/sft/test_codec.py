@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from gvcot.data import scenes
 from gvcot.data.show import painted
-from gvcot.model.codec import TinyAE, load_codec
+from gvcot.model.checkpoint import load_codec
+from gvcot.model.codec import TinyAE
+from gvcot.model.config import CodecConfig
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker
 from sft.codec import batches, codec_loss, fidelity, scene_images, set_statistics, train_codec
@@ -83,4 +85,4 @@ def test_a_stopped_codec_run_goes_on_bit_for_bit_and_learns(tmp_path: Path) -> N
     again = load_file(tmp_path / "run" / "final" / "ae.safetensors")
     assert all(torch.equal(again[name], value) for name, value in weights.items())
     assert straight["psnr"] > 10
-    load_codec(tmp_path / "run" / "final", z=16, width=8)
+    load_codec(tmp_path / "run" / "final", CodecConfig(kind="tiny", width=8))

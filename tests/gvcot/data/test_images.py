@@ -67,3 +67,17 @@ def test_a_wrong_size_is_answered_with_the_nearest_right_one(tmp_path: Path) -> 
     Image.new("RGB", (70, 5)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"70x5 px.*divisible by 16.*64x16"):
         read_image(tmp_path / "a.png", multiple=16)
+
+
+def test_a_file_is_brought_to_a_size_that_fits(tmp_path: Path) -> None:
+    halves = np.zeros((40, 80, 3), dtype=np.uint8)
+    halves[:, 40:] = 255
+    Image.fromarray(halves).save(tmp_path / "a.png")
+    small = read_image(
+        tmp_path / "a.png", multiple=16, fit=lambda height, width: (height // 2 - 4, width // 2 - 8)
+    )
+    assert small.shape == (16, 32, 3)
+    assert small[:, :14].max() < 10
+    assert small[:, 18:].min() > 245
+    same = read_image(tmp_path / "a.png", multiple=8, fit=lambda height, width: (height, width))
+    assert (same == halves).all()

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from gvcot.errors import CheckpointError, ConfigError, DataError
-from gvcot.model.codec import CODEC_FILE, TinyAE, load_codec, save_codec
+from gvcot.model.checkpoint import load_codec, save_codec
+from gvcot.model.codec import TinyAE
+from gvcot.model.config import CodecConfig
+from gvcot.model.weight_files import CODEC_FILE
+
+SIZES = CodecConfig(kind="tiny", width=8)
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def test_a_width_that_group_norm_cannot_split_is_refused() -> None:
 def test_saved_and_loaded_bit_for_bit(codec: TinyAE, images: torch.Tensor, tmp_path: Path) -> None:
     codec.set_statistics(codec.moments(images)[0])
     save_codec(codec, tmp_path)
-    loaded = load_codec(tmp_path, z=16, width=8)
+    loaded = load_codec(tmp_path, SIZES)
     assert torch.equal(loaded.encode(images), codec.encode(images))
     assert torch.equal(loaded.decode(codec.encode(images)), codec.decode(codec.encode(images)))
     assert not any(p.requires_grad for p in loaded.parameters())
@@ -68,7 +73,7 @@ def test_saved_and_loaded_bit_for_bit(codec: TinyAE, images: torch.Tensor, tmp_p
 
 def test_half_precision_on_disk_is_read_as_fp32(codec: TinyAE, images: torch.Tensor, tmp_path: Path) -> None:
     save_codec(codec, tmp_path, dtype=torch.float16)
-    loaded = load_codec(tmp_path, z=16, width=8)
+    loaded = load_codec(tmp_path, SIZES)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     torch.testing.assert_close(loaded.encode(images), codec.encode(images), atol=0.02, rtol=0.02)
 
@@ -78,16 +83,16 @@ def test_a_truncated_file_is_named(codec: TinyAE, tmp_path: Path) -> None:
     path = tmp_path / CODEC_FILE
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=CODEC_FILE):
-        load_codec(tmp_path, z=16, width=8)
+        load_codec(tmp_path, SIZES)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=CODEC_FILE):
-        load_codec(tmp_path, z=16, width=8)
+        load_codec(tmp_path, SIZES)
 
 
 @pytest.mark.parametrize(("z", "width"), [(16, 16), (8, 8)])
 def test_a_codec_of_other_sizes_is_named(codec: TinyAE, tmp_path: Path, z: int, width: int) -> None:
     save_codec(codec, tmp_path)
-    with pytest.raises(CheckpointError, match=rf"{CODEC_FILE} is not a TinyAE with z={z}, width={width}"):
-        load_codec(tmp_path, z=z, width=width)
+    with pytest.raises(CheckpointError, match=rf"does not hold a TinyAE with z={z}, width={width}"):
+        load_codec(tmp_path, CodecConfig(kind="tiny", z=z, width=width))

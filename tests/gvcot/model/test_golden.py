@@ -256,6 +256,19 @@ def test_guided_run(renorm, golden_case, golden_model, rel):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["gvcot_drop_text", "gvcot_drop_source", "gvcot_drop_r"])
+def test_dropped_conditions_keep_their_place_in_a_cache(name, golden_case, golden_model, rel):
+    case = golden_case(name)
+    cache = golden_model.new_cache(1)
+    for segment, part in zip(case.samples[0], case.names[0], strict=True):
+        if segment.kind != "noise":
+            golden_model.prefill(cache, [segment])
+            continue
+        v = golden_model.velocity(cache, segment.data[None], segment.t[None], segment.grid)
+        assert rel(v[0], case[f"out.s0.{part}.velocity"]) < TOL
+
+
+@torch.no_grad()
 def test_euler(golden_case, golden_model, rel):
     case = golden_case("euler")
     cache = golden_model.new_cache(1)

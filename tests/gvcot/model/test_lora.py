@@ -7,7 +7,7 @@ import torch
 
 from gvcot.errors import ConfigError
 from gvcot.model.compute import LoRAConfig
-from gvcot.model.lora import add_lora, merged, without_lora
+from gvcot.model.lora import add_lora, merged, reset_lora, without_lora
 from gvcot.model.parts import freeze_but
 from gvcot.model.sequence import Segment, pack
 from gvcot.model.unified import UnifiedModel
@@ -22,7 +22,8 @@ def packed(tiny_config):
 
 
 def adapt(model: UnifiedModel, lora: LoRAConfig, seed: int = 0) -> dict[str, torch.nn.Parameter]:
-    add_lora(model, lora, seed)
+    add_lora(model, lora)
+    reset_lora(model, seed)
     return freeze_but(model, "all", lora)
 
 

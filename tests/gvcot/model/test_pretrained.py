@@ -16,7 +16,7 @@ from gvcot.model.unified import UnifiedModel
 
 def test_saved_and_loaded_bit_for_bit(policy: Pretrained, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "model"
-    save_pretrained(folder, policy.model, policy.codec, {"seed": 3})
+    save_pretrained(folder, policy, {"seed": 3})
     loaded = load_pretrained(folder)
     assert loaded.model.config == policy.model.config
     for part in ("model", "codec"):
@@ -27,7 +27,7 @@ def test_saved_and_loaded_bit_for_bit(policy: Pretrained, tmp_path: Path) -> Non
 
 
 def test_half_precision_halves_the_file(policy: Pretrained, policy_folder: Path, tmp_path: Path) -> None:
-    save_pretrained(tmp_path, policy.model, policy.codec, {}, dtype=torch.float16)
+    save_pretrained(tmp_path, policy, {}, dtype=torch.float16)
     full, half = ((f / "ema.safetensors").stat().st_size for f in (policy_folder, tmp_path))
     assert half < 0.6 * full
     loaded = load_pretrained(tmp_path)
@@ -37,7 +37,7 @@ def test_half_precision_halves_the_file(policy: Pretrained, policy_folder: Path,
 def test_another_vocabulary_is_refused(policy: Pretrained, tmp_path: Path) -> None:
     config = policy.model.config
     larger = dataclasses.replace(config, llm=dataclasses.replace(config.llm, vocab=config.llm.vocab + 1))
-    save_pretrained(tmp_path, UnifiedModel(larger), policy.codec, {})
+    save_pretrained(tmp_path, dataclasses.replace(policy, model=UnifiedModel(larger)), {})
     with pytest.raises(CheckpointError, match=rf"vocabulary of {config.llm.vocab + 1} words"):
         load_pretrained(tmp_path)
 

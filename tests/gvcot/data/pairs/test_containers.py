@@ -129,6 +129,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_record_is_left_out_and_named(export: Export, case: str) -> None:
     folder, kind = export(), case.strip()
+    Image.new("RGB", (64, 64)).save(folder.parent / "outside.png")
     name = edit_record(folder, 2, **BROKEN[case])
     dataset = opened(folder)
     found = [dataset.sample(i) for i in range(len(dataset))]

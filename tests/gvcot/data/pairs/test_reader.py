@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -190,3 +192,8 @@ def test_what_a_dataset_gives_to_rewards_is_seen_from_its_samples(datasets: dict
         json.dump({"shards": [9], "bad": []}, file)
         file.flush()
         assert given_fields(PairsConfig(path=file.name, kind=kind)) == {"mask", "target"}
+
+
+def test_datasets_are_read_without_torch() -> None:
+    code = "import sys; import gvcot.data.source, gvcot.data.pairs.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
