@@ -20,14 +20,17 @@ from experiments.memory_plan import (
     count,
     fits,
     plan,
+    run_of,
     training_tokens,
 )
+from gvcot.config import load, recipe_names
 from gvcot.errors import ConfigError
 from gvcot.model.compute import ComputeConfig, LoRAConfig
-from gvcot.model.config import TokenIds, UnifiedConfig
+from gvcot.model.config import QWEN2_TOKEN_IDS, CodecConfig, LLMConfig, TokenIds, UnifiedConfig, ViTConfig
 from gvcot.model.pretrained import load_pretrained
 from gvcot.model.sequence import Segment, pack
 from gvcot.model.unified import UnifiedModel
+from rl.config import RLConfig
 from sft.config import SFTConfig
 from sft.train import new_state
 
@@ -171,3 +174,28 @@ def test_from_the_command_line(policy_folder: Path, tmp_path: Path) -> None:
 def test_a_stage_that_starts_from_nothing_needs_a_model() -> None:
     result = CliRunner().invoke(app, ["doctor", "--plan", "sft/tiny-base"])
     assert isinstance(result.exception, ConfigError) or result.exit_code != 0
+
+
+BAGEL_7B = UnifiedConfig(
+    llm=LLMConfig(hidden=3584, layers=28, heads=28, kv_heads=4, mlp=18944, vocab=152064),
+    vit=ViTConfig(hidden=1152, layers=26, heads=16, mlp=4304, patch=14, max_side=70),
+    codec=CodecConfig(kind="flux", width=128),
+    latent_patch=2,
+    max_latent=64,
+    token_ids=QWEN2_TOKEN_IDS,
+)
+"""The layout of the published model; its names and shapes are held to a manifest elsewhere."""
+
+
+@pytest.mark.parametrize(
+    "recipe", [name for name in recipe_names() if name.split("/")[1].startswith("bagel7b")]
+)
+def test_the_7b_recipes_fit_eight_gpus_of_80_gib(recipe: str) -> None:
+    config = load(RLConfig if recipe.startswith("rl/") else SFTConfig, recipe)
+    described = run_of(config, BAGEL_7B, None, 8)
+    counts = count(described)
+    adapters = counts.trained if described.lora else 0
+    assert counts.parameters - adapters == pytest.approx(14.607e9, rel=1e-4)
+    assert fits(plan(described, 8), 80)
+    if not described.lora:
+        assert not fits(plan(replace(described, sharded=False), 8), 80)
