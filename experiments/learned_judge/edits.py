@@ -54,11 +54,12 @@ class Problem:
 
 
 def problem(seed: int, index: int, split: Split = "train") -> Problem:
-    """The scene at an index of a split, and the one after it."""
+    """The scene at an index of a split, and the one after it (after the last one, the first)."""
+    after = index + 1 if split == "train" else (index + 1) % scenes.length(split)
     return Problem(
         sample=scenes.generate(seed, index, split=split),
         symbols=generator.compose(seed, index, split=split),
-        other=scenes.generate(seed, index + 1, split=split),
+        other=scenes.generate(seed, after, split=split),
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 from experiments import cli
 from experiments.feeding import Speed, stage, uses
 from gvcot.config import load
-from gvcot.model.codec import load_codec
+from gvcot.model.checkpoint import load_codec
+from gvcot.model.config import CodecConfig
 from sft.config import SFTConfig
 
 
@@ -32,7 +33,8 @@ def test_a_stage_is_measured_at_a_size_that_shows_its_scenes(tmp_path: Path) -> 
     )
     measured = stage(config, tmp_path)
     assert measured.model.image_size == 80
-    assert load_codec(Path(measured.codec), z=16, width=16).width == 16
+    small = CodecConfig(kind="tiny", z=16, width=16)
+    assert load_codec(Path(measured.codec), small).width == 16
 
 
 def test_the_command_prints_times_and_shares(capsys: pytest.CaptureFixture[str]) -> None:

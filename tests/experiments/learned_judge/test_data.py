@@ -10,6 +10,7 @@ from experiments.learned_judge.agreement import compare, served_scores
 from experiments.learned_judge.config import DataConfig
 from experiments.learned_judge.data import DRAWN, Pairs, balance, digits, joined, load_pairs
 from experiments.learned_judge.edits import CONTENTS, FLAWS, draft, problem
+from gvcot.data import scenes
 from rewards.judge.config import EndpointConfig, JudgeConfig
 from rewards.judge.scenes_server import running
 from rewards.judge.serve_config import ScenesJudgeConfig
@@ -68,3 +69,9 @@ def test_a_rare_digit_is_shown_as_often_as_a_frequent_one(pairs: Pairs) -> None:
     # SC: 1/9 each and 1; PQ: 1/10 each
     assert balance(ten)[-1] == pytest.approx((1 + 0.1) / 3)
     assert balance(ten).sum() == pytest.approx(1.0)
+
+
+def test_the_last_scene_of_a_split_has_another_one_too() -> None:
+    last = problem(0, scenes.length("val") - 1, split="val")
+    assert last.other.sample_id == scenes.generate(0, 0, split="val").sample_id
+    assert problem(0, 3, split="val").other.sample_id == scenes.generate(0, 4, split="val").sample_id
