@@ -73,7 +73,12 @@ def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu"
         ResourceError: another worker ended before its time; what it said stands on stderr.
     """
     if size == 1:
-        yield
+        was_there = dist.is_initialized()
+        try:
+            yield
+        finally:
+            if dist.is_initialized() and not was_there:  # of one, for sharding
+                dist.destroy_process_group()
         return
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
