@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from gvcot.errors import CheckpointError, DataError
+from gvcot.errors import CheckpointError
 from gvcot.model.config import TokenIds
+from gvcot.model.tokenizer import check_ids
 
 WHOLE = "tokenizer.json"
 PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
@@ -90,10 +91,7 @@ class BPETokenizer:
         Raises:
             DataError: an id is outside the vocabulary.
         """
-        outside = [i for i in ids if not 0 <= i < self.vocab_size]
-        if outside:
-            last = self.vocab_size - 1
-            raise DataError(f"token id {outside[0]} is outside the vocabulary; expected 0 to {last}")
+        check_ids(ids, self.vocab_size)
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:

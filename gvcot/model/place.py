@@ -47,7 +47,7 @@ def place(
     if mesh is not None:
         dtype = None if compute.dtype == "float32" else torch.bfloat16
         distributed.shard(model, mesh, model.language_model.model.layers, compute_dtype=dtype)
-        model.sharded = True
+        model.sharded = mesh.size() > 1
     if empty:
         assert folder is not None, "a model on the meta device needs a folder with its weights"
         model.to_empty(device=device)

@@ -107,10 +107,7 @@ class WordTokenizer:
         Raises:
             DataError: An id is outside the vocabulary.
         """
-        outside = [i for i in ids if not 0 <= i < self.vocab_size]
-        if outside:
-            last = self.vocab_size - 1
-            raise DataError(f"token id {outside[0]} is outside the vocabulary; expected 0 to {last}")
+        check_ids(ids, self.vocab_size)
         return " ".join(self._words[i] for i in ids if i > self.token_ids.eoi)
 
     def save(self, folder: Path) -> None:
@@ -127,3 +124,10 @@ class WordTokenizer:
             f"words outside the small model's vocabulary: {'; '.join(hints)}. It knows the {self.vocab_size} "
             "words of Scenes only; rephrase the text in them"
         )
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raises DataError if an id is outside the vocabulary."""
+    outside = [i for i in ids if not 0 <= i < vocab_size]
+    if outside:
+        raise DataError(f"token id {outside[0]} is outside the vocabulary; expected 0 to {vocab_size - 1}")
