@@ -201,7 +201,7 @@ class UnifiedModel(nn.Module):
                 features = self.connector(self.vit_model(pixels_I3HW, table_rows_N))
                 tokens = features + self.vit_pos_embed(table_rows_N)
                 x_U = x_U.index_copy(0, rows_IN.flatten(), tokens.flatten(0, 1))
-        elif self.sharded and self.config.vit is not None:
+        elif self.sharded and self.config.vit is not None and torch.is_grad_enabled():
             x_U = x_U + 0.0 * self._no_features().sum()
         latents = self.vae2llm(packed.latent_GD.to(self.vae2llm.weight.dtype))
         times = self.time_embedder(packed.t_S)[packed.latent_segment_G]
@@ -218,9 +218,8 @@ class UnifiedModel(nn.Module):
         return _at_least_fp32(self.llm2vae(self.language_model.model.norm_moe_gen(x_MH)))
 
     def _logits(self, x_QH: Tensor) -> Tensor:
-        if (
-            not x_QH.shape[0] and not self.sharded
-        ):  # keeps the head's gradient None, so that no optimizer decays an unused head
+        # An unused head's gradient stays None, so that no optimizer decays it.
+        if not x_QH.shape[0] and not self.sharded:
             return torch.zeros(0, self.config.llm.vocab, device=x_QH.device)
         return _at_least_fp32(self.language_model.lm_head(self.language_model.model.norm(x_QH)))
 
