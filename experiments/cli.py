@@ -104,11 +104,26 @@ def edit(
     instruction: Annotated[str, typer.Argument(help='What to do, e.g. "remove the red circle".')],
     checkpoint: Annotated[Path | None, typer.Option(help="A model folder; default: the shipped one.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the reasoning image and the edit.")] = Path("edit"),
+    num_steps: Annotated[int, typer.Option(min=1, help="ODE steps per image.")] = 50,
+    shift: Annotated[float, typer.Option(help="Of the steps towards noise.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    text_scale: Annotated[float, typer.Option(help="Guidance by the instruction; 1: none.")] = 1.0,
+    image_scale: Annotated[float, typer.Option(help="Guidance by the images; 1: none.")] = 1.0,
 ) -> None:
     """Edit one image: saves the reasoning image, the region read from it, and the edit."""
     from experiments.edit import run_edit
+    from gvcot.types import GuidanceConfig
 
-    run_edit(image, instruction, checkpoint, out)
+    run_edit(
+        image,
+        instruction,
+        checkpoint,
+        out,
+        num_steps=num_steps,
+        shift=shift,
+        seed=seed,
+        guidance=GuidanceConfig(text_scale=text_scale, image_scale=image_scale),
+    )
 
 
 @app.command()

@@ -14,7 +14,7 @@ from gvcot.chain import Chain
 from gvcot.data.images import read_image, to_tensor, to_uint8
 from gvcot.model.pretrained import WARM_START, find_model, load_pretrained
 from gvcot.sampler import condition_of, draw, ode_denoiser
-from gvcot.types import ChainConfig, EditSample
+from gvcot.types import ChainConfig, EditSample, GuidanceConfig
 
 
 def run_edit(
@@ -26,6 +26,7 @@ def run_edit(
     num_steps: int = 50,
     shift: float = 3.0,
     seed: int = 0,
+    guidance: GuidanceConfig | None = None,
 ) -> Path:
     """Draw the reasoning image and the edit, and save both with the mask read from the first.
 
@@ -37,6 +38,7 @@ def run_edit(
         num_steps: ODE steps per image.
         shift: of the sampling grid.
         seed: of the noise.
+        guidance: None for none.
 
     Raises:
         DataError: unreadable image or unknown words.
@@ -55,6 +57,7 @@ def run_edit(
         condition_of([sample], config, codec, chain),
         denoise=ode_denoiser(num_steps, shift),
         noise=lambda name, shape: seeds.noise_BND([seeds.derive(seed, name)], shape[1:]),
+        guidance=guidance,
     )
     with torch.no_grad():
         source_rt = codec.decode(codec.encode(to_tensor([source_HW3])))

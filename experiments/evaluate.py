@@ -29,7 +29,7 @@ from gvcot.errors import ConfigError
 from gvcot.model.pretrained import Pretrained, load_pretrained
 from gvcot.run_dir import write_atomic
 from gvcot.tracking import Tracker
-from gvcot.types import ChainConfig, EditSample
+from gvcot.types import ChainConfig, EditSample, GuidanceConfig
 from rewards.base import Reward
 from rewards.config import RewardConfig
 from rewards.registry import build_rewards
@@ -61,6 +61,9 @@ class EvalRunConfig:
 
     shift: float = 1.0
     """Shift of the sampling grid; as in rollouts."""
+
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Classifier-free guidance; none by default."""
 
     chain: ChainConfig = field(default_factory=ChainConfig)
     size: int = 64
@@ -134,6 +137,7 @@ class StageEvaluator:
             shift=options.shift,
             seed=self._config.seed,
             probes=(),
+            guidance=options.guidance,
         )
         return record(self._run, self._tracker, options.name, step, result, self._samples, list(rewards))
 
@@ -208,6 +212,7 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
                 seed=config.seed + draw,
                 batch=config.batch,
                 probes=config.probes,
+                guidance=config.guidance,
             )
             for draw in range(config.draws)
         ]

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gvcot.chain import Chain
+from gvcot.context import Context
 from gvcot.data.images import to_tensor
 from gvcot.model import flow
-from gvcot.model.attention import Cache
 from gvcot.model.codec import Codec
 from gvcot.model.config import UnifiedConfig, ViTConfig
 from gvcot.model.unified import UnifiedModel
-from gvcot.types import Condition, EditSample, ImagePhase, Trajectory, Window
+from gvcot.types import Condition, EditSample, GuidanceConfig, ImagePhase, Trajectory, Window
 
 VelocityFn = Callable[[Tensor, Tensor], Tensor]
 """(x_BND, t_B) -> velocity_BND, given everything that stands before the image."""
@@ -107,6 +107,7 @@ def draw(
     noise: NoiseFn,
     chains_per_prompt: int = 1,
     given: dict[str, Tensor] | None = None,
+    guidance: GuidanceConfig | None = None,
 ) -> Drawn:
     """Sample every phase of a chain.
 
@@ -120,51 +121,31 @@ def draw(
         chains_per_prompt: G; rows of one prompt are adjacent in the result.
         given: clean latents (B, N, D) of phases that are not to be drawn but taken as they are
             (probes such as a shuffled or a true reasoning image).
+        guidance: None for none.
 
     Returns:
         B = P * G chains with their images. A given phase has an empty window.
     """
-    num_prompts = len(condition.source_latent_BND)
-    prefixes = [chain.prefix(condition, row) for row in range(num_prompts)]
-    cache = model.new_cache(num_prompts)
-    for segments in zip(*prefixes, strict=True):
-        model.prefill(cache, segments)
-    if chains_per_prompt > 1:
-        cache = cache.repeat(chains_per_prompt)
-
-    num_chains, grid = num_prompts * chains_per_prompt, condition.grid
-    _, num_tokens, token_dim = condition.source_latent_BND.shape
-    latent_shape = (num_chains, num_tokens, token_dim)
+    context = Context(model, chain, condition, chains_per_prompt=chains_per_prompt, guidance=guidance)
+    grid = condition.grid
+    num_prompts, num_tokens, token_dim = condition.source_latent_BND.shape
+    latent_shape = (num_prompts * chains_per_prompt, num_tokens, token_dim)
     phases: list[ImagePhase] = []
     images: dict[str, Tensor] = {}
-
-    def velocity(x_BND: Tensor, t_B: Tensor) -> Tensor:
-        return model.velocity(cache, x_BND, t_B, grid)
 
     for spec in chain.phases:
         if given is not None and spec.name in given:
             phase = given_phase(spec.name, given[spec.name], grid)
         else:
-            phase = denoise(velocity, spec.name, noise(spec.name, latent_shape), grid)
+            phase = denoise(context.velocity, spec.name, noise(spec.name, latent_shape), grid)
         images[spec.name] = codec.decode(flow.unpatchify(phase.final_BND, grid, model.config.latent_patch))
         if spec is not chain.phases[-1]:
             if chain.sees_decoded:
                 assert model.config.vit is not None
                 phase.feedback_vit_B3HW = vit_pixels(images[spec.name], model.config.vit)
-            append_feedback(model, cache, chain, phase)
+            context.append(phase)
         phases.append(phase)
     return Drawn(trajectory=Trajectory(condition=condition, phases=list(phases)), images=images)
-
-
-def append_feedback(model: UnifiedModel, cache: Cache, chain: Chain, phase: ImagePhase) -> None:
-    """Let later phases see an image that was just drawn."""
-    pixels = phase.feedback_vit_B3HW
-    rows = [
-        chain.feedback(tokens_ND, None if pixels is None else pixels[i], phase.grid)
-        for i, tokens_ND in enumerate(phase.final_BND)
-    ]
-    for segments in zip(*rows, strict=True):
-        model.prefill(cache, segments)
 
 
 def given_phase(name: str, final_BND: Tensor, grid: tuple[int, int]) -> ImagePhase:

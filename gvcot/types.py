@@ -11,9 +11,12 @@ can use it cheaply.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from gvcot.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +118,40 @@ class ChainConfig:
     """How the second image of a chain sees the first: its own clean latents ("vae", never re-encoded) and/or
     the ViT tokens of its decoding ("vit", where the model has a ViT). The same in training, sampling and
     replay."""
+
+
+Renorm = Literal["none", "global", "channel", "text_channel"]
+"""How a guided velocity is brought back to the length of the unguided one: not, over a whole image, per
+token, or per token before images guide."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuidanceConfig:
+    """Classifier-free guidance while images are drawn, see `gvcot.model.flow.cfg_combine`. Each scale other
+    than 1 costs another forward pass per step. Rollouts of RL are drawn without it."""
+
+    text_scale: float = 1.0
+    """Of the instruction; 1: no guidance by it. BAGEL edits with 4."""
+
+    image_scale: float = 1.0
+    """Of the images, the source and those drawn before; 1: no guidance by them. BAGEL edits with 2."""
+
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times (low, high] at which guidance holds; 1 is noise."""
+
+    renorm: Renorm = "text_channel"
+    renorm_min: float = 0.0
+    """Smallest factor of the renormalisation."""
+
+    def __post_init__(self) -> None:
+        for name in ("text_scale", "image_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"guidance.{name}: expected a number from 0 on; got {getattr(self, name)}")
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ConfigError(f"guidance.interval: expected 0 <= low < high <= 1; got [{low}, {high}]")
+        if not 0 <= self.renorm_min <= 1:
+            raise ConfigError(f"guidance.renorm_min: expected a share from 0 to 1; got {self.renorm_min}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
 from gvcot.model.compute import ComputeConfig, LoRAConfig
 from gvcot.model.config import ImagesConfig
-from gvcot.types import ChainConfig
+from gvcot.types import ChainConfig, GuidanceConfig
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
 
@@ -188,6 +188,9 @@ class RLEvalConfig:
 
     num_steps: int | None = None
     """ODE steps per image; None: as many as in rollouts."""
+
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Classifier-free guidance; none by default, as in rollouts."""
 
     batch: int = 64
     """Samples drawn at once on each worker."""

@@ -12,8 +12,9 @@ Legend: B samples, N latent tokens, D values per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from gvcot.data.images import to_tensor
 from gvcot.model import flow
 from gvcot.model.pretrained import Pretrained
 from gvcot.sampler import Drawn, condition_of, draw, ode_denoiser
-from gvcot.types import EditSample, TextPhase
+from gvcot.types import EditSample, GuidanceConfig, TextPhase
 from rewards.base import Reward
 from rewards.canaries import canaries
 from rewards.mix import score_all
@@ -64,6 +65,7 @@ def evaluate(
     seed: int,
     batch: int = 64,
     probes: Sequence[Probe] = ("shuffled_x_cot", "true_x_cot"),
+    guidance: GuidanceConfig | None = None,
 ) -> Evaluation:
     """Draw one chain per sample and score it.
 
@@ -77,9 +79,12 @@ def evaluate(
         seed: a sample's noise depends on (seed, its id, phase), whatever the batch.
         batch: samples drawn at once.
         probes: also draw edits after these reasoning images, in chains whose edit sees one.
+        guidance: None for none.
     """
+    denoise = ode_denoiser(num_steps, shift)
+    sampler = partial(draw, policy.model, policy.codec, chain, denoise=denoise, guidance=guidance)
     chunks = [
-        _evaluate_chunk(policy, chain, rewards, samples[i : i + batch], num_steps, shift, seed, probes)
+        _evaluate_chunk(policy, chain, rewards, samples[i : i + batch], sampler, seed, probes)
         for i in range(0, len(samples), batch)
     ]
     return concatenate(chunks)
@@ -98,20 +103,18 @@ def _evaluate_chunk(
     chain: Chain,
     rewards: Mapping[str, Reward],
     samples: Sequence[EditSample],
-    num_steps: int,
-    shift: float,
+    sampler: Callable[..., Drawn],
     seed: int,
     probes: Sequence[Probe],
 ) -> Evaluation:
     config, codec = policy.model.config, policy.codec
     condition = condition_of(samples, config, codec, chain)
-    denoise = ode_denoiser(num_steps, shift)
 
     def noise(name: str, shape: tuple[int, int, int]) -> Tensor:
         return seeds.noise_BND([seeds.derive(seed, s.sample_id, name) for s in samples], shape[1:])
 
     def run(given: dict[str, Tensor] | None = None) -> Drawn:
-        return draw(policy.model, codec, chain, condition, denoise=denoise, noise=noise, given=given)
+        return sampler(condition, noise=noise, given=given)
 
     drawn = run()
     group_B = torch.arange(len(samples))

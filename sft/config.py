@@ -12,7 +12,7 @@ from gvcot.data.scenes.splits import Split
 from gvcot.errors import ConfigError, closest
 from gvcot.model.compute import ComputeConfig, LoRAConfig
 from gvcot.model.config import ImagesConfig
-from gvcot.types import Feedback
+from gvcot.types import Feedback, GuidanceConfig
 
 DESCRIBE = "describe"
 """An understanding task of the base stage: the painted region in words."""
@@ -135,6 +135,9 @@ class EvalConfig:
 
     shift: float = 1.0
     """Shift of the sampling grid towards noise."""
+
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Classifier-free guidance; none by default."""
 
     chain: str = "gvcot"
     """The chain that is sampled."""

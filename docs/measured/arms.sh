@@ -14,6 +14,7 @@ world=('world.entities=[3,6]' 'world.look_alikes=[0,0]')    # the level chosen i
 declare -A chain=([direct]=direct [direct-mask]=direct [edit-first]=edit_first [blank]=blank)
 declare -A changed=(    # arm 5 with another weight of x_cot's loss
     [gvcot-unlabelled]='phase_loss_weights.x_cot=0' [gvcot-half]='phase_loss_weights.x_cot=0.5')
+# gvcot-staged is arm 5 after a stage 1: painting and edits as samples of their own for the first half of the steps.
 
 for seed in "$@"; do
     for arm in ${ARMS:-gvcot direct direct-mask edit-first blank}; do
@@ -23,7 +24,13 @@ for seed in "$@"; do
         [ -e "$kept" ] && continue
         recipe=$arm override=()
         [ -n "${changed[$arm]:-}" ] && recipe=gvcot override=("${changed[$arm]}")
-        [ -e "$run/final" ] || gvcot sft "arms/$recipe" name="$name" seed="$seed" steps="$steps" "${override[@]}"
+        own_steps=$steps
+        if [ "$arm" = gvcot-staged ]; then
+            recipe=gvcot own_steps=$((steps / 2)) first=arm-first-stage-$own_steps-$seed
+            override=(init="runs/$first/final")
+            [ -e "runs/$first/final" ] || gvcot sft arms/direct-mask name="$first" seed="$seed" steps="$own_steps"
+        fi
+        [ -e "$run/final" ] || gvcot sft "arms/$recipe" name="$name" seed="$seed" steps="$own_steps" "${override[@]}"
         probes='[]' metrics=(where what_given_where preservation edit_accuracy)
         [ "$recipe" = gvcot ] && probes='[true_x_cot,counterfactual_x_cot]' # arms 6 and 7
         case $recipe in gvcot | edit-first) metrics+=(mask_iou x_cot_change_iou) ;; esac

@@ -8,13 +8,11 @@ Legend: B images, N latent tokens, D values per token, C channels, H W latent ro
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-Renorm = Literal["none", "global", "channel", "text_channel"]
+from gvcot.types import Renorm
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
@@ -63,9 +61,9 @@ def unpatchify(
     return blocks.permute(0, 5, 1, 3, 2, 4).reshape(B, C, rows * patch, cols * patch)
 
 
-def cfg_active(t: float, interval: tuple[float, float]) -> bool:
-    """Whether guidance holds at time t: lo < t <= hi."""
-    return interval[0] < t <= interval[1]
+def cfg_active(t_B: Float[Tensor, " B"], interval: tuple[float, float]) -> Bool[Tensor, " B"]:
+    """Whether guidance holds at times t: lo < t <= hi."""
+    return (interval[0] < t_B) & (t_B <= interval[1])
 
 
 def cfg_combine(

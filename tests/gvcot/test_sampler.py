@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from gvcot import seeds
-from gvcot.chain import Chain
+from gvcot.chain import KEEP, Chain, Drop
 from gvcot.data import scenes
-from gvcot.errors import DataError
+from gvcot.errors import ConfigError, DataError
 from gvcot.model import flow
 from gvcot.model.config import ViTConfig
 from gvcot.model.pretrained import Pretrained
 from gvcot.model.sequence import Segment, pack
 from gvcot.sampler import Drawn, NoiseFn, condition_of, draw, ode_denoiser, vit_pixels
-from gvcot.types import ChainConfig, EditSample, ImagePhase
+from gvcot.types import ChainConfig, EditSample, GuidanceConfig, ImagePhase
 
 STEPS, SHIFT = 3, 2.0
 
@@ -37,7 +38,7 @@ def sample(
     chain: Chain,
     samples: Sequence[EditSample],
     rows: Sequence[str] | None = None,
-    **options: dict[str, Tensor] | int | None,
+    **options: Any,
 ) -> Drawn:
     return draw(
         policy.model,
@@ -56,12 +57,22 @@ def final(drawn: Drawn, phase: int) -> Tensor:
     return found.final_BND
 
 
+def no_guidance(v: Tensor, now: float) -> Tensor:
+    return v
+
+
 @torch.no_grad()
-def euler_by_packs(policy: Pretrained, prefix: list[Segment], x_ND: Tensor, grid: tuple[int, int]) -> Tensor:
+def euler_by_packs(
+    policy: Pretrained,
+    prefixes: list[list[Segment]],
+    x_ND: Tensor,
+    grid: tuple[int, int],
+    combine: Callable[..., Tensor] = no_guidance,
+) -> Tensor:
     times = [SHIFT * u / (1 + (SHIFT - 1) * u) for u in torch.linspace(1, 0, STEPS + 1).tolist()]
     for now, after in pairwise(times):
-        packed = pack([[*prefix, Segment.noise(x_ND, now, grid)]], policy.model.config)
-        x_ND = x_ND + (after - now) * policy.model(packed).velocity_MD
+        packs = [pack([[*p, Segment.noise(x_ND, now, grid)]], policy.model.config) for p in prefixes]
+        x_ND = x_ND + (after - now) * combine(*(policy.model(p).velocity_MD for p in packs), now=now)
     return x_ND
 
 
@@ -74,13 +85,63 @@ def test_draw_is_an_euler_loop_over_packed_forwards(policy: Pretrained, chain: C
     for row, one in enumerate(samples):
         noise = noise_of([one.sample_id])
         prefix = chain.prefix(condition, row)
-        x_cot = euler_by_packs(policy, prefix, noise("x_cot", (1, 16, 64))[0], condition.grid)
+        x_cot = euler_by_packs(policy, [prefix], noise("x_cot", (1, 16, 64))[0], condition.grid)
         decoded = policy.codec.decode(flow.unpatchify(x_cot[None], condition.grid, config.latent_patch))
         prefix = prefix + chain.feedback(x_cot, vit_pixels(decoded, config.vit)[0], condition.grid)
-        x_edit = euler_by_packs(policy, prefix, noise("x_edit", (1, 16, 64))[0], condition.grid)
+        x_edit = euler_by_packs(policy, [prefix], noise("x_edit", (1, 16, 64))[0], condition.grid)
         torch.testing.assert_close(final(drawn, 0)[row], x_cot, atol=1e-4, rtol=0)
         torch.testing.assert_close(final(drawn, 1)[row], x_edit, atol=1e-4, rtol=0)
         torch.testing.assert_close(drawn.images["x_cot"][row], decoded[0], atol=1e-4, rtol=0)
+
+
+def test_guidance_is_against_contexts_without_the_instruction_and_without_any_image(
+    policy: Pretrained, chain: Chain
+) -> None:
+    samples, config = scenes.samples("val", range(2)), policy.model.config
+    guidance = GuidanceConfig(text_scale=3.0, image_scale=1.5, interval=(0.6, 1.0), renorm="none")
+    drawn = sample(policy, chain, samples, guidance=guidance)
+
+    def combine(v: Tensor, no_text: Tensor, no_image: Tensor, now: float) -> Tensor:
+        by_text = no_text + 3.0 * (v - no_text)
+        return no_image + 1.5 * (by_text - no_image) if now > 0.6 else v
+
+    drops = [KEEP, Drop(text=True), Drop(vae=True, vit=True)]
+    condition, x_cot = drawn.trajectory.condition, final(drawn, 0)
+    assert config.vit is not None
+    for row, one in enumerate(samples):
+        noise = noise_of([one.sample_id])
+        prefixes = [chain.prefix(condition, row, drop) for drop in drops]
+        reasoning = euler_by_packs(policy, prefixes, noise("x_cot", (1, 16, 64))[0], condition.grid, combine)
+        torch.testing.assert_close(x_cot[row], reasoning, atol=1e-4, rtol=0)
+        seen = vit_pixels(drawn.images["x_cot"][row : row + 1], config.vit)[0]
+        feedback = [chain.feedback(reasoning, seen, condition.grid, drop) for drop in drops]
+        prefixes = [p + f for p, f in zip(prefixes, feedback, strict=True)]
+        edit = euler_by_packs(policy, prefixes, noise("x_edit", (1, 16, 64))[0], condition.grid, combine)
+        torch.testing.assert_close(final(drawn, 1)[row], edit, atol=1e-4, rtol=0)
+    assert (final(sample(policy, chain, samples), 1) - final(drawn, 1)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("guidance", [GuidanceConfig(), GuidanceConfig(text_scale=5.0, interval=(0.0, 0.1))])
+def test_guidance_that_never_holds_changes_nothing(
+    policy: Pretrained, chain: Chain, guidance: GuidanceConfig
+) -> None:
+    samples = scenes.samples("val", range(1))  # the last step begins at t = .5
+    guided = sample(policy, chain, samples, guidance=guidance)
+    assert torch.equal(final(guided, 1), final(sample(policy, chain, samples), 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_scale": -1.0}, "guidance.text_scale"),
+        ({"image_scale": float("nan")}, "guidance.image_scale"),
+        ({"interval": (0.5, 0.5)}, "guidance.interval"),
+        ({"renorm_min": 2.0}, "guidance.renorm_min"),
+    ],
+)
+def test_wrong_guidance_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GuidanceConfig(**options)
 
 
 def test_a_row_does_not_depend_on_its_batch(policy: Pretrained, chain: Chain) -> None:

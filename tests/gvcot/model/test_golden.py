@@ -7,12 +7,16 @@ from itertools import pairwise
 import pytest
 import torch
 
+from gvcot.chain import Chain
+from gvcot.context import Context
 from gvcot.model import flow
 from gvcot.model.attention import rope_tables, visibility
 from gvcot.model.embeddings import time_features
 from gvcot.model.layout import table_rows
 from gvcot.model.sequence import Segment, pack
 from gvcot.model.siglip import patch_pixels
+from gvcot.model.tokenizer import WordTokenizer
+from gvcot.types import ChainConfig, Condition, GuidanceConfig
 
 TOL = 1e-5
 NOISE_CASES = [
@@ -212,7 +216,7 @@ def test_cfg(golden_case, golden_model, rel):
         assert rel(full[0], case[f"{out}.v_full"]) < TOL
         assert rel(no_text[0], case[f"{out}.v_no_text"]) < TOL
         assert rel(no_image[0], case[f"{out}.v_no_image"]) < TOL
-        assert flow.cfg_active(t.item(), interval) == (when == "active")
+        assert flow.cfg_active(t[None], interval).item() == (when == "active")
         for renorm in ("global", "channel", "text_channel") if when == "active" else ():
             scales = {"text_scale": case["in.text_scale"].item(), "renorm": renorm}
             image_scale, low = case["in.image_scale"].item(), case["in.renorm_min"].item()
@@ -232,24 +236,29 @@ def test_cfg(golden_case, golden_model, rel):
 @pytest.mark.parametrize("renorm", ["global", "channel", "text_channel"])
 def test_guided_run(renorm, golden_case, golden_model, rel):
     case = golden_case("cfg")
-    caches = _branches(case, golden_model)
+    vae, vit, text = case.samples[0]
+    context = Context(
+        golden_model,
+        Chain(ChainConfig(name="direct"), WordTokenizer(), has_vit=True),
+        Condition(
+            source_latent_BND=vae.data[None],
+            source_vit_B3HW=vit.data[None],
+            instruction_BT=text.data[None],
+            grid=(3, 4),
+        ),
+        guidance=GuidanceConfig(
+            text_scale=case["in.text_scale"].item(),
+            image_scale=case["in.image_scale"].item(),
+            interval=tuple(case["in.cfg_interval"].tolist()),
+            renorm=renorm,
+            renorm_min=case["in.renorm_min"].item(),
+        ),
+    )
     sigmas = flow.sigma_schedule(case["in.run.num_timesteps"].item() - 1, case["in.run.shift"].item())
     assert rel(sigmas, case["out.run.sigmas"]) < TOL
-    interval = tuple(case["in.cfg_interval"].tolist())
     x = case["in.run.init_noise"][None]
     for step, (t, t_next) in enumerate(pairwise(sigmas)):
-        v, no_text, no_image = (golden_model.velocity(cache, x, t[None], (3, 4)) for cache in caches)
-        assert flow.cfg_active(t.item(), interval) == case["out.run.cfg_active"][step].item()
-        if flow.cfg_active(t.item(), interval):
-            v = flow.cfg_combine(
-                v,
-                no_text,
-                no_image,
-                text_scale=case["in.text_scale"].item(),
-                image_scale=case["in.image_scale"].item(),
-                renorm=renorm,
-                renorm_min=case["in.renorm_min"].item(),
-            )
+        v = context.velocity(x, t[None])
         assert rel(v[0], case[f"out.run.{renorm}.velocities"][step]) < TOL
         x = x - v * (t - t_next)
         assert rel(x[0], case[f"out.run.{renorm}.latents"][step + 1]) < TOL
