@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,3 +140,33 @@ def rel() -> Callable[[Tensor, Tensor], float]:
         return ((a - b).abs().max() / b.abs().max()).item()
 
     return relative
+
+
+@pytest.fixture
+def folder_7b(tmp_path: Path) -> Path:
+    """BAGEL-7B-MoT's configuration, with a `config.json` that says nothing, as BAGEL's loader needs none."""
+    llm = {
+        "hidden_act": "silu",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "vocab_size": 152064,
+    }
+    vit = {
+        "hidden_size": 1152,
+        "image_size": 980,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    }
+    for name, content in (("config", {"model_type": "bagel"}), ("llm_config", llm), ("vit_config", vit)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path

@@ -160,36 +160,6 @@ def test_settings_that_this_model_does_not_compute_are_refused(
 # --- the 7B model
 
 
-@pytest.fixture
-def folder_7b(tmp_path: Path) -> Path:
-    """BAGEL-7B-MoT's configuration, with a `config.json` that says nothing, as BAGEL's loader needs none."""
-    llm = {
-        "hidden_act": "silu",
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_attention_heads": 28,
-        "num_hidden_layers": 28,
-        "num_key_value_heads": 4,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": False,
-        "use_sliding_window": False,
-        "vocab_size": 152064,
-    }
-    vit = {
-        "hidden_size": 1152,
-        "image_size": 980,
-        "intermediate_size": 4304,
-        "model_type": "siglip_vision_model",
-        "num_attention_heads": 16,
-        "num_hidden_layers": 27,
-        "patch_size": 14,
-    }
-    for name, content in (("config", {"model_type": "bagel"}), ("llm_config", llm), ("vit_config", vit)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    return tmp_path
-
-
 def write_empty(path: Path, shapes: dict[str, list[int]]) -> None:
     """A bf16 safetensors file of zeros that takes no room: the file system stores its header only."""
     entries, end = {}, 0
