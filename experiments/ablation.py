@@ -87,9 +87,9 @@ def ablation(
 
 
 def gates(rewards: Mapping[str, RewardConfig]) -> tuple[str, ...]:
-    """Overrides that hang easy rewards on hard ones of the same recipe, as `GATES` says; those that hang on
-    something already are left as they are."""
-    by_type = {reward.type: name for name, reward in rewards.items()}
+    """Overrides that hang easy rewards on hard ones that are optimised too, as `GATES` says; those that hang
+    on something already are left as they are."""
+    by_type = {reward.type: name for name, reward in rewards.items() if reward.weight > 0}
     return tuple(
         as_override(f"rewards.{name}.gate", {"reward": by_type[hard], "above": above})
         for name, reward in rewards.items()
@@ -107,11 +107,12 @@ def run_ablation(config: SweepConfig, root: Path | None) -> bool:
         ConfigError, ResourceError: as `run_trials`.
     """
     root = root or default_root(config)
-    seconds = scoring_seconds(
-        load(RLConfig, config.recipe, config.arms["all"])
-    )  # before trials load the machine
+    seconds: dict[str, float] | None = None
+    if not (root / SCORING_FILE).is_file():  # before trials load the machine
+        seconds = scoring_seconds(load(RLConfig, config.recipe, config.arms["all"]))
     done = run_trials(config, root)
-    write_atomic(root / SCORING_FILE, json.dumps(seconds, indent=1))
+    if seconds is not None:
+        write_atomic(root / SCORING_FILE, json.dumps(seconds, indent=1))
     show(root)
     return done
 
@@ -119,7 +120,8 @@ def run_ablation(config: SweepConfig, root: Path | None) -> bool:
 def scoring_seconds(config: RLConfig, repeats: int = 3) -> dict[str, float]:
     """Seconds that each reward takes of a training step, in which the workers score side by side.
 
-    Measured in this process on the true pictures of training scenes; the median over some steps' scenes.
+    Measured in this process on the true pictures of training scenes, with a worker's threads; the median over
+    some steps' scenes.
     """
     import torch
 
@@ -129,6 +131,7 @@ def scoring_seconds(config: RLConfig, repeats: int = 3) -> dict[str, float]:
     from rewards.registry import build_rewards
     from rl.scoring import TrainingPrompts, provides, reward_batch
 
+    torch.set_num_threads(config.cluster.cpus_per_worker)
     policy = load_pretrained(find_model(config.model))
     chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
     rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))

@@ -34,7 +34,7 @@ from rewards.base import Reward
 from rewards.config import RewardConfig
 from rewards.registry import build_rewards
 from rl import probes
-from rl.probes import Probe
+from rl.config import Probe
 from rl.scoring import provides
 from sft.config import SFTConfig
 

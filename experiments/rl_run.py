@@ -141,14 +141,15 @@ class Watcher:
     def __init__(self, config: RLConfig, run: RunDir, tracker: Tracker, bar: Progress, start: int) -> None:
         self._config, self._run, self._tracker, self._bar = config, run, tracker, bar
         self._task = bar.add_task("RL", total=config.steps, completed=start)
+        self._first = start
         self._samples = TrainingPrompts(config.data)
         self._bad = BadLog(run.path)
         self._alarms = Alarms(config.active_alarms())
         for line in read_metrics(run.path):  # of a run that goes on
             self._alarms.update(line["step"], line)
 
-    def __call__(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> bool:
-        """After each step: its chains, their scores and the step's scalars. True if an alarm of `stop_on`
+    def stepped(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> bool:
+        """After each step: its chains, their scores and its logged scalars. True if an alarm of `stop_on`
         rings."""
         shown = "  ".join(f"{name} {metrics[f'reward/{name}']:.3f}" for name in self._config.rewards)
         self._bar.update(self._task, completed=step, description=shown)
@@ -158,12 +159,26 @@ class Watcher:
             self._table(step, scores, samples)
         if self._config.data.pairs is not None:
             self._samples(chains["index"])  # as the workers do, so that what they pass over is known here
-            self._tracker.log(step, self._bad.count(self._samples.bad))
+            bad = self._bad.count(self._samples.bad)
+            self._tracker.log(step, bad)
+            metrics = metrics | bad
+        return self._watch(step, metrics)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> bool:
+        """After each evaluation. True if an alarm of `stop_on` rings."""
         return self._watch(step, metrics)
 
     def _watch(self, step: int, metrics: dict[str, float]) -> bool:
         before = self._alarms.ringing()
         rings = self._alarms.update(step, metrics)
+        if step == self._first + 1:
+            for name in self._alarms.unseen():
+                own = self._config.alarms.get(name)
+                if own is not None:
+                    self._bar.console.print(
+                        f"[yellow]alarm {escape(name)} watches {escape(own.metric)}, "
+                        "which has not been logged yet"
+                    )
         changed = {k: v for k, v in self._alarms.ringing().items() if v != before.get(k, 0.0)}
         if changed:
             self._tracker.log(step, changed)

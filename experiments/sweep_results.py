@@ -21,7 +21,8 @@ from experiments.report import group_by_area
 from experiments.slices import bootstrap_mean
 from experiments.sweep_config import SweepConfig, Trial, arms_of, trials
 from experiments.sweep_trial import read_record
-from gvcot.config import flatten
+from gvcot.config import decode, flatten
+from gvcot.data.pairs.config import PairsConfig
 from gvcot.errors import DataError, closest
 from gvcot.tracking import read_metrics
 
@@ -192,6 +193,12 @@ def collect(config: SweepConfig, root: Path) -> Results:
     )
 
 
+def evaluation_name(options: Mapping[str, Any]) -> str:
+    """What a run's evaluations are called, from the `eval` of its configuration as it is stored."""
+    pairs = options.get("pairs")
+    return options["split"] if pairs is None else decode(PairsConfig, pairs).name
+
+
 def read_trial(root: Path, trial: Trial) -> TrialResult:
     """One run, finished or not."""
     record, folder = read_record(root, trial.name), root / trial.name
@@ -199,7 +206,7 @@ def read_trial(root: Path, trial: Trial) -> TrialResult:
         return TrialResult(name=trial.name, seed=trial.seed, state="waiting")
     raw = yaml.safe_load(config.read_text()) if (config := folder / "config.yaml").is_file() else {}
     areas = group_by_area(read_metrics(folder))
-    files = evaluations(folder, raw["eval"]["split"]) if "eval" in raw else []
+    files = evaluations(folder, evaluation_name(raw["eval"])) if "eval" in raw else []
     ids, values = read_values(files[-1]) if files else ([], {})
     return TrialResult(
         name=trial.name,

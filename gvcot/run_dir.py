@@ -43,8 +43,16 @@ MAY_CHANGE = (
     "eval.*",
     "logging.*",
     "keep_checkpoints",
+    "max_missing_share",
+    "alarms.*",
+    "stop_on",
+    *(
+        f"rewards.*.options.{option}"
+        for option in ("endpoints", "cache", "timeout_s", "deadline_s", "backoff_s", "max_*")
+    ),
 )
-"""Patterns of config keys that a resumed run may set anew: how long and how often, never what is learned."""
+"""Patterns of config keys that a resumed run may set anew: how long, how often and where, never what is
+learned."""
 
 
 LOCK = ".lock"

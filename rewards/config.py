@@ -24,6 +24,9 @@ class GateConfig:
     above: float
     """It passes where its raw score is greater than this."""
 
+    part: str | None = None
+    """One of its parts that must pass instead, such as `sc` (0 to 10) of a judge."""
+
     floor: float = 0.0
     """The gated reward's score where it doesn't pass: its worst value, not a missing one, or a chain would
     gain by failing."""

@@ -7,7 +7,7 @@ Dimension legend: B chains, R reward components.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +34,10 @@ def applies(reward: Reward, samples: Sequence[EditSample]) -> Tensor:
 
 
 def gated(
-    raw_BR: Tensor, valid_BR: Tensor, configs: Mapping[str, RewardConfig]
+    raw_BR: Tensor,
+    valid_BR: Tensor,
+    configs: Mapping[str, RewardConfig],
+    parts: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores as they count: a gated reward has its floor where the reward it hangs on doesn't pass, and is
     missing where that one is missing.
@@ -44,20 +47,38 @@ def gated(
     Args:
         raw_BR, valid_BR: raw scores, in the recipe's order.
         configs: the recipe's rewards.
+        parts: "<reward>/<part>" -> (B,), NaN where missing; for gates on parts.
 
     Returns:
         raw_BR and valid_BR to optimise, and bool shut_BR, where a gate replaced a valid score.
+
+    Raises:
+        RewardError: a gate on a part that its reward doesn't give.
     """
-    names = list(configs)
+    names, parts = list(configs), parts or {}
     out_BR, valid_out_BR, shut_BR = raw_BR.clone(), valid_BR.clone(), torch.zeros_like(valid_BR)
     for r, config in enumerate(configs.values()):
         if config.gate is None:
             continue
         judge = names.index(config.gate.reward)
-        valid_out_BR[:, r] &= valid_BR[:, judge]
-        shut_BR[:, r] = valid_out_BR[:, r] & (raw_BR[:, judge] <= config.gate.above)
+        score_B, known_B = raw_BR[:, judge], valid_BR[:, judge]
+        if config.gate.part is not None:
+            score_B = _part(parts, config.gate.reward, config.gate.part)
+            known_B = score_B.isfinite()
+        valid_out_BR[:, r] &= known_B
+        shut_BR[:, r] = valid_out_BR[:, r] & (score_B <= config.gate.above)
         out_BR[shut_BR[:, r], r] = config.gate.floor
     return out_BR, valid_out_BR, shut_BR
+
+
+def _part(parts: Mapping[str, Tensor], reward: str, part: str) -> Tensor:
+    known = sorted(key.removeprefix(f"{reward}/") for key in parts if key.startswith(f"{reward}/"))
+    if part not in known:
+        raise RewardError(
+            f"a gate asks for the part {part!r} of the reward {reward}, which gives "
+            f"{', '.join(known) or 'no parts'}; name one of them, or none for the reward itself"
+        )
+    return parts[f"{reward}/{part}"]
 
 
 def reaches(
@@ -119,8 +140,20 @@ def missing_share(valid_BR: Tensor, applies_BR: Tensor) -> Tensor:
     return (applies_BR & ~valid_BR).float().sum(dim=0) / applies_BR.float().sum(dim=0).clamp_min(1)
 
 
+def optimised(configs: Mapping[str, RewardConfig]) -> set[str]:
+    """The components that training depends on: those of positive weight, and those that gate one of them."""
+    counted = {name for name, config in configs.items() if config.weight > 0}
+    return counted | {configs[name].gate.reward for name in counted if configs[name].gate is not None}
+
+
 def check_missing(
-    valid_BR: Tensor, applies_BR: Tensor, names: Sequence[str], max_missing_share: float
+    valid_BR: Tensor,
+    applies_BR: Tensor,
+    names: Sequence[str],
+    max_missing_share: float,
+    *,
+    optimised: Collection[str] | None = None,
+    reasons: Mapping[str, Mapping[str, int]] | None = None,
 ) -> None:
     """Stop a run that would train on too few scores.
 
@@ -128,18 +161,23 @@ def check_missing(
         valid_BR, applies_BR: bool; which scores exist, and which could.
         names: of the R components.
         max_missing_share: of the scores that could exist.
+        optimised: the components that count; None for all. One that is only watched ends no run.
+        reasons: by component, how many scores are missing for each reason it gives.
 
     Raises:
-        RewardError: a component misses more than `max_missing_share` of its scores.
+        RewardError: a component that counts misses more than `max_missing_share` of its scores.
     """
     shares_R = missing_share(valid_BR, applies_BR)
     for name, share, num in zip(names, shares_R.tolist(), applies_BR.sum(0).tolist(), strict=True):
-        if share > max_missing_share:
+        if share > max_missing_share and (optimised is None or name in optimised):
+            given = sorted((reasons or {}).get(name, {}).items(), key=lambda item: -item[1])
+            why = f" ({', '.join(f'{kind}: {count}' for kind, count in given)})" if given else ""
             raise RewardError(
-                f"reward {name}: {share:.0%} of {num} scores are missing, at most "
+                f"reward {name}: {share:.0%} of {num} scores are missing{why}, at most "
                 f"{max_missing_share:.0%} may be. A judge may be unreachable, or the samples don't define "
-                "this reward (no target, no change, or change everywhere): check the judge, choose other "
-                "tasks, remove the reward, or raise max_missing_share"
+                "this reward (no target, no change, or change everywhere): check the judge and give the same "
+                "command again, which goes on from here; or choose other tasks, remove the reward, or raise "
+                "max_missing_share"
             )
 
 

@@ -34,13 +34,16 @@ REWARDS: dict[str, str] = {
 """Name -> "module:Class"; `gvcot.plugins` reads it."""
 
 
+PHASES = frozenset({"x_cot", "x_edit"})
+"""What chains draw; all else that rewards require is a sample's."""
+
+
 def build_rewards(configs: Mapping[str, RewardConfig], provides: Collection[str]) -> dict[str, Reward]:
     """The rewards of a recipe, in its order.
 
     Args:
         configs: component name -> what the recipe says of it. The name is the recipe's own: one class may
-        serve
-            twice with other options.
+            serve twice with other options.
         provides: what the chain and dataset give: phases ("x_cot", "x_edit") and sample fields ("mask",
             "change_mask", "target", "things", "region_caption").
 
@@ -66,6 +69,9 @@ def _build(name: str, config: RewardConfig, provides: Collection[str]) -> Reward
         accepted = ", ".join(inspect.signature(cls).parameters) or "none"
         raise ConfigError(f"rewards.{name}.options: {error}; {config.type} accepts: {accepted}") from error
     reward = cls(**config.options)
+    for attribute in ("requires", "reaches"):
+        if not hasattr(reward, attribute):
+            raise ConfigError(f"rewards.{name}: {config.type} sets no `{attribute}`; see rewards.base.Reward")
     missing = sorted(reward.requires - set(provides))
     if missing:
         raise ConfigError(
@@ -76,9 +82,10 @@ def _build(name: str, config: RewardConfig, provides: Collection[str]) -> Reward
         reward.reaches = config.reaches
     if config.tasks is not None:
         reward.tasks = frozenset(config.tasks)
-    if reward.reaches not in provides:
+    phases = sorted(PHASES & set(provides))
+    if reward.reaches not in phases:
         raise ConfigError(
-            f"rewards.{name}.reaches: the chain has no phase {reward.reaches!r}, this chain and dataset give "
-            f"{', '.join(sorted(provides))}; name a phase the chain draws"
+            f"rewards.{name}.reaches: this chain has no phase {reward.reaches!r}; name one that it draws: "
+            f"{', '.join(phases)}"
         )
     return reward

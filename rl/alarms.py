@@ -7,6 +7,7 @@ run and a report find the same alarms as the run itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +30,11 @@ class Ring:
         config = self.config
         limit = config.above if config.above is not None and self.value > config.above else config.below
         against = {"zero": "", "start": " from where it began", "best": " from its best"}[config.relative_to]
-        shown = f"{self.value:+.1%}" if against else f"{self.value:.4g}"
-        bound = f"{limit:+.0%}" if against else f"{limit:.4g}"
+        if config.relative_to != "zero" and not config.absolute:
+            shown, bound = f"{self.value:+.1%}", f"{limit:+.0%}"
+        else:
+            sign = "+" if against else ""
+            shown, bound = f"{self.value:{sign}.4g}", f"{limit:{sign}.4g}"
         return f"step {self.step}: {self.name}: {config.metric} is {shown}{against} (limit {bound})"
 
 
@@ -59,7 +63,7 @@ class Alarms:
 
         Args:
             step: of the line.
-            metrics: its values; alarms whose metric is absent or null wait.
+            metrics: its values; alarms whose metric is absent, null or not finite wait.
 
         Returns:
             The alarms that begin to ring.
@@ -80,6 +84,10 @@ class Alarms:
         """ "alarm/<name>": 1 while it rings, else 0; for alarms whose metric has been seen."""
         return {f"alarm/{name}": float(curve.ringing) for name, curve in self._curves.items()}
 
+    def unseen(self) -> list[str]:
+        """The alarms whose metric has not been seen."""
+        return [name for name in self.config if name not in self._curves]
+
 
 def rings_of(config: Mapping[str, AlarmConfig], lines: Iterable[Mapping[str, Any]]) -> list[Ring]:
     """Every ring of a run, from the lines of its `metrics.jsonl`."""
@@ -89,10 +97,10 @@ def rings_of(config: Mapping[str, AlarmConfig], lines: Iterable[Mapping[str, Any
 
 def _watched(config: AlarmConfig, metrics: Mapping[str, float | None]) -> float | None:
     value = metrics.get(config.metric)
-    if config.minus is None or value is None:
-        return value
-    other = metrics.get(config.minus)
-    return None if other is None else value - other
+    other = 0.0 if config.minus is None else metrics.get(config.minus)
+    if value is None or other is None or not math.isfinite(value - other):
+        return None
+    return value - other
 
 
 def _follow(curve: _Curve, config: AlarmConfig, value: float) -> float | None:
@@ -119,4 +127,4 @@ def _change(config: AlarmConfig, smooth: float, curve: _Curve) -> float:
         return smooth
     assert curve.start is not None
     reference = curve.start if config.relative_to == "start" else curve.best
-    return (smooth - reference) / max(abs(reference), 1e-6)
+    return (smooth - reference) / (1.0 if config.absolute else max(abs(reference), 1e-6))

@@ -169,6 +169,10 @@ class ClusterConfig:
     """A running Ray cluster; None starts Ray on this machine."""
 
 
+Probe = Literal["shuffled_x_cot", "true_x_cot", "counterfactual_x_cot"]
+"""Which reasoning image the edit is drawn after, instead of the model's own; see `rl.probes`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RLEvalConfig:
     """Evaluation on a split of Scenes, or on a dataset, by plain ODE sampling."""
@@ -192,6 +196,10 @@ class RLEvalConfig:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     """Classifier-free guidance; none by default, as in rollouts."""
 
+    probes: tuple[Probe, ...] = ("shuffled_x_cot", "true_x_cot")
+    """Also draw edits after these reasoning images, and score them: each costs most of another evaluation, a
+    judge's calls included."""
+
     batch: int = 64
     """Samples drawn at once on each worker."""
 
@@ -203,10 +211,11 @@ class RLEvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlarmConfig:
-    """Rings when a curve of training rollouts leaves its bounds; see `rl.alarms`."""
+    """Rings when a logged curve leaves its bounds; see `rl.alarms`."""
 
     metric: str
-    """A logged name, such as "canary/area_ratio" or "reward/held_out_judge"."""
+    """A logged name, such as "canary/area_ratio" of each step's rollouts, or "eval/held_out_judge" of
+    evaluations, which are always of the same scenes and so far less noisy, but fewer."""
 
     minus: str | None = None
     """Another logged name, which is subtracted first."""
@@ -221,11 +230,14 @@ class AlarmConfig:
     """What the limits mean: the smoothed value itself, or its change as a share of where it began or of the
     best it has been (-0.05: five percent less)."""
 
+    absolute: bool = False
+    """Changes are differences instead of shares; for curves that may begin near 0, as differences do."""
+
     span: int = 20
-    """Steps of smoothing (exponential); an alarm is silent during its first span."""
+    """Values of smoothing (exponential); an alarm is silent during its first span. 1: none."""
 
     patience: int = 10
-    """Steps in a row beyond the limit before it rings."""
+    """Values in a row beyond the limit before it rings."""
 
     def __post_init__(self) -> None:
         if self.above is None and self.below is None:
@@ -344,6 +356,11 @@ class RLConfig:
                 f"prompts_per_step={self.prompts_per_step} can't be cut into "
                 f"reward_workers.chunks={self.reward_workers.chunks} parts for "
                 f"cluster.num_workers={self.cluster.num_workers}; use a multiple of {parts}"
+            )
+        if self.reward_workers.num_workers > self.reward_workers.chunks:
+            raise ConfigError(
+                f"reward_workers: num_workers={self.reward_workers.num_workers} share "
+                f"chunks={self.reward_workers.chunks}, so some would never work; use at least as many chunks"
             )
         plain = self.rollout.noise_level == 0 or self.rollout.window_size == 0
         if self.objective == "reverse_window" and plain:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -30,12 +29,10 @@ from gvcot.sampler import Drawn, condition_of, draw, ode_denoiser
 from gvcot.types import EditSample, GuidanceConfig, TextPhase
 from rewards.base import Reward
 from rewards.canaries import canaries
-from rewards.mix import score_all
+from rewards.mix import applies, score_all
 from rewards.where import Where
+from rl.config import Probe
 from rl.scoring import reward_batch
-
-Probe = Literal["shuffled_x_cot", "true_x_cot", "counterfactual_x_cot"]
-"""Which reasoning image the edit is drawn after, instead of the model's own."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,6 +119,9 @@ def _evaluate_chunk(
     values: dict[str, Tensor] = {}
     for name, result in score_all(rewards, scored).items():
         values[name] = torch.where(result.valid_B, result.raw_B, torch.nan)
+        if any(part.startswith("missing_") for part in result.parts):  # as judges say why
+            missing_B = (~result.valid_B).float()
+            values[f"missing/{name}"] = missing_B.where(applies(rewards[name], samples), torch.nan)
     values |= {f"canary/{name}": value_B for name, value_B in canaries(scored).items()}
     if chain.reasons_first:
         after = {name: r for name, r in rewards.items() if r.reaches == "x_edit"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict
@@ -23,13 +24,22 @@ from rl.collect import Collector
 from rl.config import AdvantageConfig, RLConfig
 from rl.credit import best_of_group, route, routing, totals, whiten_phases, without_upstream
 from rl.metrics import step_metrics
+from rollout.tensors import table
 
 Evaluate = Callable[[int], dict[str, float]]
 """step -> metrics of the averaged policy; logs its own panels."""
 
 
-OnStep = Callable[[int, TensorDict, TensorDict, dict[str, float]], bool]
-"""(step, chains, their scores, the step's scalars) -> whether training should end."""
+class Observer(Protocol):
+    """Sees what is logged, and may end training."""
+
+    def stepped(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> bool:
+        """After a step: its chains, their scores and its logged scalars. True to end training."""
+        ...
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> bool:
+        """After an evaluation. True to end training."""
+        ...
 
 
 def train(
@@ -41,7 +51,7 @@ def train(
     run: RunDir,
     tracker: Tracker,
     evaluate: Evaluate,
-    on_step: OnStep,
+    observer: Observer,
 ) -> int:
     """Train to `config.steps` (or `config.max_seconds`) and return the last step.
 
@@ -53,20 +63,32 @@ def train(
         run: where checkpoints go; it says where to resume.
         tracker: where metrics go.
         evaluate: called before, between and after.
-        on_step: called after each step (progress, panels, alarms); may end training.
+        observer: progress, panels and alarms; may end training.
 
     Raises:
-        RewardError: too many scores are missing, or rollout and replay disagree.
+        RewardError: too many scores are missing, or rollout and replay disagree. What was trained until then
+            is saved.
     """
-    step = run.resume_step
-    if step == 0:
-        tracker.log(0, evaluate(0))
+
+    def evaluation() -> bool:
+        metrics = evaluate(step)
+        tracker.log(step, metrics)
+        return observer.evaluated(step, metrics)
+
+    step = saved = run.resume_step
+    ended = step == 0 and evaluation()
     spent = 0.0
-    while step < config.steps and (config.max_seconds is None or spent < config.max_seconds):
+    while not ended and step < config.steps and (config.max_seconds is None or spent < config.max_seconds):
         clock = Clock()
         chains, scores, seconds = collect(prompts(config, step))
         clock.lap("collect")
-        advantage, credit = credited(config, scores, chains["position"], step, reaches, phases)
+        try:
+            advantage, credit = credited(config, scores, chains["position"], step, reaches, phases)
+        except RewardError:
+            tracker.log(step + 1, missing_metrics(config, scores))
+            if saved < step:
+                save(run, policy, step)
+            raise
         updates = policy.update(advantage_rows(chains, advantage))
         clock.lap("update")
         step += 1
@@ -75,15 +97,16 @@ def train(
             check_gap(config, metrics, phases)
         if step % config.save_every == 0 or step == config.steps:
             save(run, policy, step)
+            saved = step
         clock.lap("save")
         spent += clock.total
-        tracker.log(step, metrics | seconds | clock.metrics())
-        if on_step(step, chains, scores, metrics):
-            break
-        if config.eval.every and step % config.eval.every == 0 and step < config.steps:
-            tracker.log(step, evaluate(step))
+        metrics |= seconds | clock.metrics()
+        tracker.log(step, metrics)
+        ended = observer.stepped(step, chains, scores, metrics)
+        if not ended and config.eval.every and step % config.eval.every == 0 and step < config.steps:
+            ended = evaluation()
     save(run, policy, step)
-    tracker.log(step, evaluate(step))
+    evaluation()
     return step
 
 
@@ -103,22 +126,33 @@ def prompts(config: RLConfig, step: int) -> TensorDict:
 def credited(
     config: RLConfig, scores: TensorDict, group_B: Tensor, step: int, reaches: list[str], phases: list[str]
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-    """Scores -> ((advantage_BK, kept_BK), statistics per component).
+    """Scores -> ((advantage_BK, kept_BK), statistics per component, NaN where it has no score).
 
     Raises:
-        RewardError: more than `max_missing_share` of a component's scores are missing.
+        RewardError: more than `max_missing_share` of the scores of a component that counts are missing.
     """
     raw_BR, valid_BR, applies_BR = score_table(config, scores)
+    mix.check_missing(
+        valid_BR,
+        applies_BR,
+        list(config.rewards),
+        config.max_missing_share,
+        optimised=mix.optimised(config.rewards),
+        reasons={name: missing_reasons(scores, name) for name in config.rewards},
+    )
     mean_R, std_R = masked_mean_std(raw_BR.double(), valid_BR)
+    some_R = valid_BR.any(0)
     statistics = {
-        "mean": mean_R.float(),
-        "std": std_R.float(),
+        "mean": mean_R.float().where(some_R, torch.nan),
+        "std": std_R.float().where(some_R, torch.nan),
         "missing_fraction": mix.missing_share(valid_BR, applies_BR),
     }
+    parts = table(scores, "part")
     if config.shuffle_rewards:
         order_B = shuffle_within_groups(group_B, seeds.generator(config.seed, "shuffle", step))
         raw_BR, valid_BR = raw_BR[order_B], valid_BR[order_B]
-    raw_BR, valid_BR, shut_BR = mix.gated(raw_BR, valid_BR, config.rewards)
+        parts = {name: value_B[order_B] for name, value_B in parts.items()}
+    raw_BR, valid_BR, shut_BR = mix.gated(raw_BR, valid_BR, config.rewards, parts)
     (advantage_BK, kept_BK), more = phase_advantages(config, raw_BR, valid_BR, group_B, reaches, phases)
     if config.objective == "rejection":
         kept_BK = best_of_group(advantage_BK, kept_BK, group_B)
@@ -127,18 +161,35 @@ def credited(
 
 
 def score_table(config: RLConfig, scores: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
-    """The components' scores as raw_BR (0 where missing), valid_BR and applies_BR, in the recipe's order.
-
-    Raises:
-        RewardError: more than `max_missing_share` of a component's scores are missing.
-    """
+    """The components' scores as raw_BR (0 where missing), valid_BR and applies_BR, in the recipe's order."""
     raw_BR, valid_BR, applies_BR = (
         torch.stack([scores[f"{what}/{name}"] for name in config.rewards], 1)
         for what in ("raw", "valid", "applies")
     )
     valid_BR = valid_BR & raw_BR.isfinite() & applies_BR
-    mix.check_missing(valid_BR, applies_BR, list(config.rewards), config.max_missing_share)
     return raw_BR.where(valid_BR, 0.0), valid_BR, applies_BR
+
+
+def missing_metrics(config: RLConfig, scores: TensorDict) -> dict[str, float]:
+    """What is logged of a step that isn't trained on: the share of missing scores, and why."""
+    _, valid_BR, applies_BR = score_table(config, scores)
+    shares_R = mix.missing_share(valid_BR, applies_BR).tolist()
+    out = {f"reward_missing/{name}": share for name, share in zip(config.rewards, shares_R, strict=True)}
+    for name in config.rewards:
+        for kind, num in missing_reasons(scores, name).items():
+            out[f"reward_part/{name}/missing_{kind}"] = num / len(scores)
+    return out
+
+
+def missing_reasons(scores: TensorDict, name: str) -> dict[str, int]:
+    """How many scores of a component are missing for each reason that it gives."""
+    start = f"{name}/missing_"
+    counts = {
+        part.removeprefix(start): int(value_B.nansum().item())
+        for part, value_B in table(scores, "part").items()
+        if part.startswith(start)
+    }
+    return {kind: num for kind, num in counts.items() if num}
 
 
 def phase_advantages(

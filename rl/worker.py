@@ -154,6 +154,7 @@ class PolicyWorker(Worker):
                 shift=config.rollout.shift,
                 seed=config.seed,
                 batch=config.eval.batch,
+                probes=config.eval.probes,
                 guidance=config.eval.guidance,
             )
         leaves = {f"values/{name}": v for name, v in result.values.items()}

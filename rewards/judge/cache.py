@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from filelock import FileLock
 
 from gvcot.errors import ConfigError
 
-BUSY_S = 30.0
-"""Seconds to wait for another process that writes."""
+BUSY_S = 5.0
+"""Seconds to wait for another process that writes; nothing else is asked meanwhile."""
+
+logger = logging.getLogger(__name__)
 
 
 def cache_key(*, images: Sequence[bytes], **asked: Any) -> str:
@@ -29,7 +32,11 @@ def cache_key(*, images: Sequence[bytes], **asked: Any) -> str:
 
 
 class ScoreCache:
-    """Scores by key. One connection, to be used by one thread of one process; the file may be shared."""
+    """Scores by key. One connection, to be used by one thread of one process; the file may be shared.
+
+    A file that can't be read or written for the moment (locked, a full disk) ends nothing: its scores are
+    asked for, and paid, again. That is warned of once.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """`path`: the file, made where it doesn't exist; None keeps scores in memory.
@@ -38,6 +45,7 @@ class ScoreCache:
             ConfigError: the path can't be opened as a SQLite database.
         """
         self.hits = self.misses = 0
+        self._warned = False
         try:
             self._connection = _connect(path)
         except (OSError, sqlite3.Error) as error:
@@ -49,7 +57,7 @@ class ScoreCache:
     def get(self, keys: Sequence[str]) -> float | None:
         """The score of the first key that has one; counted as one hit or one miss."""
         for key in keys:
-            row = self._connection.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+            row = self._try("SELECT score FROM scores WHERE key = ?", key)
             if row is not None:
                 self.hits += 1
                 return row[0]
@@ -58,7 +66,17 @@ class ScoreCache:
 
     def put(self, key: str, score: float) -> None:
         """Keep a score; the first one of a key stays."""
-        self._connection.execute("INSERT OR IGNORE INTO scores VALUES (?, ?)", (key, score))
+        self._try("INSERT OR IGNORE INTO scores VALUES (?, ?)", key, score)
+
+    def _try(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        """The first row, if any; None where the file can't be used."""
+        try:
+            return self._connection.execute(statement, values).fetchone()
+        except sqlite3.OperationalError as error:
+            if not self._warned:
+                logger.warning("the judge's cache can't be used: %s; scores are asked for again", error)
+            self._warned = True
+            return None
 
     def close(self) -> None:
         """Close the file."""

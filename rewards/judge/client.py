@@ -75,11 +75,7 @@ class Judge:
             )
 
     async def judge(self, case: Case) -> Verdict:
-        """Ask everything about a case. A failure is a missing score, never an error.
-
-        Raises:
-            ConfigError: an endpoint that was down at start can't be asked like this at all.
-        """
+        """Ask everything about a case. A failure is a missing score, never an error."""
         async with self._slots:
             verdict = Verdict()
             until = asyncio.get_running_loop().time() + self._config.deadline_s

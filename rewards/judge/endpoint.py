@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -34,11 +35,16 @@ from rewards.judge.readout import KINDS, Kind, Missing, Reading, Readout, answer
 T = TypeVar("T")
 P = ParamSpec("P")
 
+logger = logging.getLogger(__name__)
+
 DOWN: frozenset[Kind] = frozenset({"timeout", "rate_limit", "server", "connection"})
 """Failures that say something of the server, not of what was asked."""
 
 PASSING: frozenset[Kind] = frozenset(KINDS) - {"refusal", "bad_request"}
 """Failures that asking again may mend."""
+
+UNSUITED: frozenset[Kind] = frozenset({"bad_request", "parse", "truncated", "not_finite", "out_of_range"})
+"""Failures that say that a server can't be read like this."""
 
 START_S = 120.0
 """Seconds that a server may take at start: the first answers of one that has just been started are slow."""
@@ -109,7 +115,11 @@ class Endpoint:
             call: number of the call, which seeds the server's sampling.
         """
         if self._readout is None:
-            failure = await self.probe(until)
+            try:
+                failure = await self.probe(until)
+            except ConfigError as error:  # at the start of a run it ends it; now it would lose it
+                logger.warning("%s", error)
+                failure = Missing(kind="bad_request", detail=str(error))
             if failure is not None:
                 return failure
         assert self._readout is not None
@@ -173,9 +183,10 @@ class Endpoint:
             reading = await self._retrying(until, PASSING, self._once, question, readout, 0, START_S)
             if not isinstance(reading, Missing):
                 self._readout = readout
+                logger.info("judge %s: readout %s", self.name, readout)
                 return None
-            if reading.kind in DOWN:
-                return reading
+            if reading.kind not in UNSUITED:
+                return reading  # the next way would only hide it, and score otherwise
             said.append(f"{readout}: {reading.kind}, {reading.detail}")
         raise self._unusable(
             f"no answer to a test question with {len(question.images)} images could be read with readout "

@@ -95,7 +95,7 @@ def read(body: Any, scale: Scale, readout: Readout, min_mass: float) -> Reading:
         top = [
             (str(t["token"]), float(t["logprob"])) for t in choice["logprobs"]["content"][0]["top_logprobs"]
         ]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         return Missing(
             kind="parse", detail=f"no answer of the expected form ({error!r}) in {str(body)[:300]}"
         )
@@ -128,14 +128,14 @@ def json_value(text: str, scale: Scale) -> Reading:
     try:
         answer = json.loads(text)
         value = answer["score"] if scale == "score" else {"yes": 1, "no": 0}[answer["answer"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Missing(kind="parse", detail=f"not JSON of the expected form ({error!r}): {text!r:.300}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Missing(kind="parse", detail=f"the score is {value!r}, expected an integer")
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return Missing(kind="not_finite", detail=f"the score is {value}")
     if not 0 <= value <= 10:
-        return Missing(kind="out_of_range", detail=f"the score is {value}, expected 0 to 10")
+        return Missing(kind="out_of_range", detail=f"the score is {str(value)[:40]}, expected 0 to 10")
     if value != int(value):
         return Missing(kind="parse", detail=f"the score is {value}, expected an integer")
     return float(value)

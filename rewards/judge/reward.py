@@ -41,10 +41,11 @@ class VLMJudge(Reward):
     Connections are opened in the process that scores, at `start` or the first `score`; a copy sent to another
     process opens its own.
 
-    Missing where an answer is, after all retries, and for a checklist alone in tasks without one. Parts: `sc`
-    and `pq` from 0 to 10 and `checklist` from 0 to 1, where they were asked and answered; `cached`, `failed`
-    and `fallback`, the shares of calls answered from the cache, by nobody and by another endpoint than the
-    first; `missing_<kind>`, 1 where the score is missing for this reason (see `rewards.judge.readout.KINDS`).
+    Missing where an answer is, after all retries. A checklist alone is for the tasks that have one. Parts:
+    `sc` and `pq` from 0 to 10 and `checklist` from 0 to 1, where they were asked and answered; `cached`,
+    `failed` and `fallback`, the shares of calls answered from the cache, by nobody and by another endpoint
+    than the first; `missing_<kind>`, 1 where the score is missing for this reason (see
+    `rewards.judge.readout.KINDS`).
     """
 
     name = "vlm_judge"
@@ -61,6 +62,8 @@ class VLMJudge(Reward):
             self.config = decode(JudgeConfig, options)
         except ConfigError as error:
             raise ConfigError(f"reward {self.name}: {error}") from error
+        if self.config.aspect == "checklist":
+            self.tasks = frozenset(self.config.checklist)
         if self.config.mask_context:
             self.requires = self.requires | {"mask"}
         self._open: _JudgeThread | None = None

@@ -100,6 +100,35 @@ def test_a_gate_hangs_on_another_reward_of_the_recipe():
     check_gates(gate_b_on_a(0.5))
 
 
+def test_a_gate_may_ask_for_a_part():
+    """Fidelity counts only where the judge's semantic consistency passes, whatever its overall score is."""
+    rewards = {
+        "fidelity": RewardConfig(type="x", gate=GateConfig(reward="judge", part="sc", above=5.0)),
+        "judge": RewardConfig(type="y"),
+    }
+    raw_BR = torch.tensor([[0.9, 0.2], [0.8, 0.9], [0.7, 0.5]])
+    valid_BR = torch.tensor([[True, True], [True, True], [True, False]])
+    parts = {"judge/sc": torch.tensor([6.0, 4.0, torch.nan]), "other/sc": torch.zeros(3)}
+    out_BR, valid_out_BR, shut_BR = mix.gated(raw_BR, valid_BR, rewards, parts)
+    assert out_BR[:2, 0].tolist() == pytest.approx([0.9, 0.0])
+    assert valid_out_BR.tolist() == [[True, True], [True, True], [False, False]]
+    assert shut_BR.tolist() == [[False, False], [True, False], [False, False]]
+    wrong = GateConfig(reward="judge", part="pq", above=5.0)
+    with pytest.raises(RewardError, match="part 'pq' of the reward judge, which gives sc"):
+        mix.gated(raw_BR, valid_BR, rewards | {"fidelity": RewardConfig(type="x", gate=wrong)}, parts)
+
+
+def test_what_training_depends_on():
+    gate = GateConfig(reward="b", above=0.0)
+    rewards = {
+        "a": RewardConfig(type="x", gate=gate),
+        "b": RewardConfig(type="x", weight=0.0),
+        "c": RewardConfig(type="x", weight=0.0, gate=GateConfig(reward="d", above=0.0)),
+        "d": RewardConfig(type="x", weight=0.0),
+    }
+    assert mix.optimised(rewards) == {"a", "b"}
+
+
 def test_a_gated_reward_reaches_as_far_as_its_gate(make_batch):
     rewards = {"b": PaintedArea(), "a": Preference()}
     assert mix.reaches(rewards, gate_b_on_a(0.5), ["x_cot", "x_edit"]) == ["x_edit", "x_edit"]

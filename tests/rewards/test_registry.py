@@ -29,6 +29,12 @@ class Brightness(Reward):
     def score(self, batch):
         return result(self.gain * batch.image("x_edit").mean(dim=(1, 2, 3)))
 
+class Unfinished(Reward):
+    reaches = "x_edit"
+
+    def score(self, batch):
+        return result(batch.image("x_edit").mean(dim=(1, 2, 3)))
+
 class NotAReward:
     pass
 """
@@ -114,6 +120,10 @@ def test_wrong_recipes_are_refused(own_module):
         build(type="edit_accuracy", provides={"x_cot", "x_edit", "mask"})
     with pytest.raises(ConfigError, match="no phase 'x_edti'"):
         build(type="preservation", reaches="x_edti")
+    with pytest.raises(ConfigError, match="no phase 'mask'; name one that it draws: x_cot, x_edit"):
+        build(type="preservation", reaches="mask")
+    with pytest.raises(ConfigError, match="sets no `requires`"):
+        build(type=f"{own_module}:Unfinished")
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

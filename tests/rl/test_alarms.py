@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gvcot.config import load
 from gvcot.errors import ConfigError
 from rewards.config import RewardConfig
 from rl.alarms import Alarms, rings_of
@@ -40,6 +44,54 @@ def test_changes_from_the_start_and_from_the_best_are_shares():
     assert steps(alarm(below=-0.25, relative_to="best"), values) == [4]  # 3.0 -> 2.1: 30 % less
     (ring,) = rings_of(alarm(below=-0.25, relative_to="best"), lines(values))
     assert str(ring) == "step 4: a: canary/x is -30.0% from its best (limit -25%)"
+
+
+def test_absolute_changes_are_differences():
+    config = alarm(above=0.05, relative_to="start", absolute=True)
+    assert steps(config, [0.001, 0.04, 0.06]) == [3]
+    assert steps(alarm(above=0.05, relative_to="start"), [0.001, 0.002]) == [2]  # as a share: +100 %
+    (ring,) = rings_of(config, lines([0.001, 0.061]))
+    assert str(ring) == "step 2: a: canary/x is +0.06 from where it began (limit +0.05)"
+
+
+def test_values_that_are_no_numbers_are_passed_over():
+    """A live step without a single score logs NaN, which the log keeps as null: both find the same."""
+    values = [0.0, 0.0, math.nan, 5.0, math.inf, 5.0]
+    nulls = [value if math.isfinite(value) else None for value in values]
+    config = alarm(above=1.0, span=2, patience=1)
+    assert steps(config, values) == steps(config, nulls) == [4]
+
+
+def recipe_alarms(name):
+    config = load(RLConfig, f"rl/{name}", [])
+    return {key: value for key, value in config.active_alarms().items() if value.metric.startswith("eval/")}
+
+
+def test_over_optimisation_is_told_before_the_truth_has_lost_5_percent():
+    """Judge and truth rise together, then the judge alone; evaluations of the same scenes, noise .5 %."""
+    rng, config = np.random.default_rng(0), recipe_alarms("tiny-learned-judge")
+    assert set(config) == {"truth_falls", "judge_outruns_truth"}
+    for _ in range(20):
+        judge = 0.40 + 0.10 * np.linspace(0, 1, 17)
+        truth = 0.42 + 0.04 * np.minimum(np.linspace(0, 2, 17), 1) - 0.04 * np.linspace(-1, 1, 17).clip(0)
+        judge, truth = (curve * (1 + rng.normal(0, 0.005, 17)) for curve in (judge, truth))
+        lost = next(i for i, v in enumerate(truth) if v < 0.95 * truth[: i + 1].max())
+        run = [
+            {"step": 25 * i, "eval/judge": j, "eval/exact_judge": t}
+            for i, (j, t) in enumerate(zip(judge, truth, strict=True))
+        ]
+        rings = rings_of(config, run)
+        assert rings
+        assert rings[0].step < 25 * lost
+
+
+def test_alarms_on_evaluations_are_silent_for_a_policy_that_stays_as_it_is():
+    rng = np.random.default_rng(0)
+    for name in ("tiny-judge", "tiny-learned-judge"):
+        metrics = {m for alarm in recipe_alarms(name).values() for m in (alarm.metric, alarm.minus) if m}
+        for _ in range(20):
+            run = [{"step": i, **{m: 0.3 + rng.normal(0, 0.002) for m in sorted(metrics)}} for i in range(17)]
+            assert rings_of(recipe_alarms(name), run) == []
 
 
 def test_smoothing_by_hand():

@@ -1,8 +1,10 @@
-"""From scores to advantages, and the checks of the loop. The loop itself runs in tests/e2e."""
+"""From scores to advantages, the checks of the loop, and its order of events. Real steps run in tests/e2e."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +13,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from gvcot.errors import RewardError
+from gvcot.run_dir import RunDir
 from gvcot.seeds import generator
+from gvcot.tracking import Tracker, read_metrics
 from rewards.config import GateConfig, RewardConfig
-from rl.config import AdvantageConfig, RLConfig
-from rl.train import advantage_rows, check_gap, credited, prompts, shuffle_within_groups
+from rl.collect import Collected
+from rl.config import AdvantageConfig, RLConfig, RLEvalConfig
+from rl.train import advantage_rows, check_gap, credited, prompts, shuffle_within_groups, train
 
 PHASES = ["x_cot", "x_edit"]
 REACHES = ["x_cot", "x_edit"]
@@ -151,6 +156,101 @@ def test_too_many_missing_scores_stop_the_run() -> None:
     with pytest.raises(RewardError, match=r"edit_accuracy: 6[23]% of 8 scores are missing"):
         credited(config(), table, GROUP_B, 0, REACHES, PHASES)
     credited(config(max_missing_share=0.7), table, GROUP_B, 0, REACHES, PHASES)
+
+
+def test_the_error_says_why_scores_are_missing_and_how_to_go_on() -> None:
+    table = scores(MASK_B, EDIT_B, torch.tensor([True] * 3 + [False] * 5))
+    table["part/edit_accuracy/missing_timeout"] = torch.tensor([0.0] * 4 + [1.0] * 4)
+    table["part/edit_accuracy/missing_server"] = torch.tensor([0.0, 0.0, 0.0, 1.0] + [torch.nan] * 4)
+    table["part/edit_accuracy/missing_parse"] = torch.zeros(8)
+    with pytest.raises(RewardError, match=r"are missing \(timeout: 4, server: 1\), at .*the same\s+command"):
+        credited(config(), table, GROUP_B, 0, REACHES, PHASES)
+
+
+def test_only_scores_that_training_depends_on_stop_the_run() -> None:
+    table = scores(MASK_B, EDIT_B, torch.zeros(8, dtype=torch.bool))
+    mask_iou = RewardConfig(type="mask_iou")
+    watched = {"mask_iou": mask_iou, "edit_accuracy": RewardConfig(type="edit_accuracy", weight=0.0)}
+    _, stats = credited(config(rewards=watched), table, GROUP_B, 0, REACHES, PHASES)
+    assert stats["mean"].isnan().tolist() == [False, True]  # no score is not a score of 0
+    assert stats["std"].isnan().tolist() == [False, True]
+    gated = replace(mask_iou, gate=GateConfig(reward="edit_accuracy", above=0.0))
+    with pytest.raises(RewardError, match="edit_accuracy: 100%"):
+        credited(config(rewards=watched | {"mask_iou": gated}), table, GROUP_B, 0, REACHES, PHASES)
+
+
+class Loop:
+    """The loop's surroundings in one process: scores that are given, an update that does nothing."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.config = config(objective="diffusion_nft", **({"steps": 4, "save_every": 10} | changes))
+        self.run = RunDir.open(folder, self.config)
+        self.saved: list[int] = []
+        self.tables = {step: scores(MASK_B, EDIT_B) for step in range(1, 9)}
+        self.evaluations: dict[int, dict[str, float]] = {}
+        self.ends: Callable[[dict[str, float]], bool] = lambda metrics: False
+        self.observed: list[tuple[int, dict[str, float]]] = []
+
+    def update(self, rows: TensorDict) -> TensorDict:
+        return TensorDict({"loss": torch.tensor([1.0])}, batch_size=[1])
+
+    def save(self, folder: str, step: int) -> None:
+        self.saved.append(step)
+
+    def collect(self, prompts: TensorDict) -> Collected:
+        step = int(prompts["step"][0]) + 1
+        chains = TensorDict({"position": GROUP_B}, batch_size=[8])
+        return Collected(chains, self.tables[step], {"time/rollout": 1.0})
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        return self.evaluations.get(step, {"eval/mask_iou": 0.5})
+
+    def stepped(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> bool:
+        self.observed.append((step, metrics))
+        return self.ends(metrics)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> bool:
+        return self.stepped(step, TensorDict(), TensorDict(), metrics)
+
+    def __call__(self) -> int:
+        with Tracker(self.run.path, resume_step=self.run.resume_step) as tracker:
+            policy: Any = self
+            return train(
+                self.config, policy, self.collect, REACHES, PHASES, self.run, tracker, self.evaluate, self
+            )
+
+
+def test_the_observer_sees_every_logged_line(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run", eval=RLEvalConfig(every=2))
+    assert loop() == 4
+    assert [step for step, _ in loop.observed] == [0, 1, 2, 2, 3, 4, 4]
+    assert [{"step": step, **metrics} for step, metrics in loop.observed] == read_metrics(loop.run.path)
+
+
+def test_an_evaluation_may_end_the_run(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run", eval=RLEvalConfig(every=1))
+    loop.evaluations[2] = {"eval/mask_iou": 0.1}
+    loop.ends = lambda metrics: metrics.get("eval/mask_iou", 1.0) < 0.2
+    assert loop() == 2
+    assert loop.saved == [2]
+
+
+def test_what_was_trained_before_the_judge_failed_is_kept(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+    healthy = loop.tables[4]
+    loop.tables[4] = scores(MASK_B, EDIT_B, torch.zeros(8, dtype=torch.bool))
+    loop.tables[4]["part/edit_accuracy/missing_connection"] = torch.ones(8)
+    with pytest.raises(RewardError, match=r"edit_accuracy: 100% of 8 .*\(connection: 8\)"):
+        loop()
+    assert loop.saved == [3]
+    last = read_metrics(loop.run.path)[-1]
+    assert last["step"] == 4
+    assert last["reward_missing/edit_accuracy"] == 1.0
+    assert last["reward_part/edit_accuracy/missing_connection"] == 1.0
+    loop.tables[4] = healthy
+    assert loop() == 4  # goes on from step 3
+    steps = [line["step"] for line in read_metrics(loop.run.path) if "reward/mask_iou" in line]
+    assert steps == [1, 2, 3, 4]
 
 
 def test_the_shuffled_control_permutes_within_groups_only() -> None:

@@ -1,4 +1,4 @@
-"""The routes of `test_unified.py` at the widths of BAGEL-7B-MoT, with two layers of each stack and few words."""
+"""The routes of `test_unified.py` at the widths of BAGEL-7B-MoT, with two layers a stack and few words."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,28 @@ def test_the_first_of_several_keys_wins_and_scores_stay(tmp_path: Path):
     cache.put("b", 2.0)
     cache.put("b", 3.0)
     assert cache.get(["b", "a"]) == 2.0
+    cache.close()
+
+
+def test_a_file_that_cannot_be_used_for_the_moment_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("rewards.judge.cache.BUSY_S", 0.01)
+    cache = ScoreCache(tmp_path / "scores.sqlite")
+    cache.put("a", 1.0)
+    other = sqlite3.connect(tmp_path / "scores.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # another process writes, and does not end
+    cache.put("b", 2.0)
+    cache.put("c", 3.0)
+    assert cache.get(["a"]) == 1.0
+    assert cache.get(["b"]) is None
+    other.execute("COMMIT")
+    cache.put("b", 2.0)
+    assert cache.get(["b"]) == 2.0
+    assert [record.message for record in caplog.records] == [
+        "the judge's cache can't be used: database is locked; scores are asked for again"
+    ]
+    other.close()
     cache.close()
 
 

@@ -94,6 +94,9 @@ def test_the_share_of_yes_counts_tokens_that_begin_the_word():
         ('{"score": -Infinity}', "not_finite"),
         ('{"score": 11}', "out_of_range"),
         ('{"score": -1}', "out_of_range"),
+        ('{"score": %s}' % ("7" * 400), "out_of_range"),  # beyond any float
+        ('{"score": 1e400}', "not_finite"),
+        ("[" * 100_000, "parse"),
     ],
 )
 def test_only_an_integer_from_0_to_10_is_a_score(text: str, expected: float | str):
@@ -131,6 +134,12 @@ def test_a_refused_or_cut_answer_is_told_apart():
 def test_a_single_token_is_whole_although_the_limit_ended_it():
     logprobs = {"content": [{"top_logprobs": [{"token": "9", "logprob": 0.0}]}]}
     assert read(body(finish_reason="length", logprobs=logprobs), "score", "digits", 0.5) == 10
+
+
+def test_a_log_prob_beyond_any_float_is_no_answer():
+    top = [{"token": "7", "logprob": -(10**400)}]
+    answer = {"choices": [{"message": {"content": "7"}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
+    assert kind(read(answer, "score", "digits", 0.5)) == "parse"
 
 
 def test_an_answer_without_log_probs_has_no_expected_score():

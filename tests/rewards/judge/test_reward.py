@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -20,8 +21,11 @@ import torch
 from gvcot.config import to_dict
 from gvcot.errors import ConfigError, GvcotError, RewardError
 from gvcot.types import RewardResult
+from rewards import mix
 from rewards.config import RewardConfig
-from rewards.judge.readout import KINDS
+from rewards.judge.endpoint import PROBE_EDIT, Endpoint
+from rewards.judge.prompts import SC, case_of, question
+from rewards.judge.readout import KINDS, Missing
 from rewards.judge.reward import VLMJudge
 from rewards.mix import check_result
 from rewards.registry import build_rewards
@@ -86,9 +90,11 @@ def test_a_checklist_is_the_share_of_yes(server, judge, grey_batch, gives_logpro
     result = judge(**options).score(grey_batch(0.5))
     assert result.raw_B.item() == pytest.approx(0.5)  # 0.75 and 0.25, or yes and no
     assert result.parts["checklist"].item() == pytest.approx(0.5)
-    other = judge(aspect="checklist", checklist={"removal": ("Is it gone?",)}).score(grey_batch(0.5))
+    reward = judge(aspect="checklist", checklist={"removal": ("Is it gone?",)})
+    other = reward.score(grey_batch(0.5))
     assert not other.valid_B.any()
     assert missing(other) == set()
+    assert mix.applies(reward, grey_batch(0.5).samples).tolist() == [False]  # so it isn't a missing score
 
 
 def test_a_failed_checklist_leaves_the_score_alone(server, judge, grey_batch):
@@ -493,6 +499,29 @@ def test_an_endpoint_that_was_down_at_start_is_left_to_the_others(server, grey_b
     reward = VLMJudge(**config)
     assert reward.score(grey_batch(0.5)).raw_B.item() == pytest.approx(0.6)
     reward.close()
+
+
+def test_an_endpoint_that_turns_out_unusable_in_mid_run_is_a_missing_score(server):
+    server.models = ("another",)
+    config = server.config()
+
+    async def ask() -> float | Missing:
+        endpoint = Endpoint(config.endpoints[0], config)  # it was down when the run began
+        asked = question(case_of(PROBE_EDIT, config), "sc", SC)
+        reading = await endpoint.ask(asked, 0, asyncio.get_running_loop().time() + 5)
+        await endpoint.close()
+        return reading
+
+    reading = asyncio.run(ask())
+    assert isinstance(reading, Missing)
+    assert reading.kind == "bad_request"
+    assert "does not serve this model" in reading.detail
+
+
+def test_a_refused_test_question_does_not_choose_another_readout(server, judge):
+    server.fail("refusal", endpoint="probe")
+    with pytest.raises(RewardError, match="no judge can be asked: .*refusal"):
+        judge(max_attempts=1).start()
 
 
 def test_errors_can_be_sent_between_processes(server):
