@@ -376,6 +376,12 @@ def data_speed(
         Console().print(table)
 
 
+ApiKeyEnv = Annotated[str | None, typer.Option(help="Environment variable with the server's API key.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Enlarge images to at least so many pixels a side for the judge.")
+]
+
+
 @judge_app.command("serve")
 def judge_serve(
     recipe: Annotated[str, typer.Argument(help="A judge's recipe: a shipped name, or a YAML file.")],
@@ -408,11 +414,36 @@ def judge_agreement(
     model: Annotated[str, typer.Option(help="The model's name on the server.")] = "judge",
     count: Annotated[int, typer.Option(min=1, help="How many val scenes, six edits each.")] = 512,
     first: Annotated[int, typer.Option(min=0, help="Index of the first one.")] = 0,
+    metadata: Annotated[bool, typer.Option(help="Send sample ids, as the scenes judge needs them.")] = False,
+    api_key_env: ApiKeyEnv = None,
+    image_size: ImageSize = None,
 ) -> None:
     """Compare any judge's scores with the exact ones, and say what it takes each kind of edit for."""
     from experiments.judge import show_agreement
 
-    show_agreement(judge, model=model, count=count, first=first)
+    show_agreement(
+        judge,
+        model=model,
+        count=count,
+        first=first,
+        api_key_env=api_key_env,
+        send_metadata=metadata,
+        image_size=image_size,
+    )
+
+
+@judge_app.command("injections")
+def judge_injections(
+    url: Annotated[str, typer.Argument(help="The base URL of a server.")],
+    model: Annotated[str, typer.Option(help="The model's name on the server.")] = "judge",
+    count: Annotated[int, typer.Option(min=1, help="How many untouched val scenes it is asked about.")] = 32,
+    api_key_env: ApiKeyEnv = None,
+    image_size: ImageSize = None,
+) -> None:
+    """Measure how far commands in instructions and images move a judge's scores."""
+    from experiments.judge import show_injections
+
+    show_injections(url, model=model, count=count, api_key_env=api_key_env, image_size=image_size)
 
 
 @rewards_app.command("list")
@@ -435,12 +466,10 @@ def rewards_describe(
     name: Annotated[str, typer.Argument(help='A built-in name or "package.module:Class".')],
 ) -> None:
     """Explain one reward: its definition, its options and what it needs."""
-    import inspect
-
     from gvcot import plugins
+    from rewards.base import described
 
-    cls = plugins.resolve("reward", name)
-    typer.echo(f"{name}{inspect.signature(cls)}\n\n{inspect.getdoc(cls)}")
+    typer.echo(described(name, plugins.resolve("reward", name)))
 
 
 @rewards_app.command("try")
@@ -453,6 +482,8 @@ def rewards_try(
         list[str] | None,
         typer.Option(help='What is drawn: a planted behaviour, or "model"; may be repeated.'),
     ] = None,
+    data: Annotated[Path | None, typer.Option(help="A dataset of image pairs instead of Scenes.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Pixels per side.")] = 64,
     checkpoint: Annotated[str, typer.Option(help="Whose codec and chains.")] = "warm_start",
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("reward.png"),
 ) -> None:
@@ -461,17 +492,20 @@ def rewards_try(
 
     from experiments import try_reward
     from gvcot.config import parse
-    from gvcot.data import scenes
-    from gvcot.data.source import SAMPLE_FIELDS
+    from gvcot.data.pairs.config import PairsConfig
+    from gvcot.data.scenes import DEFAULT
+    from gvcot.data.source import first_samples, given_fields, held_out
     from gvcot.model.pretrained import find_model, load_pretrained
     from rewards.config import RewardConfig
     from rewards.planted import BEHAVIOURS
-    from rewards.registry import build_rewards
+    from rewards.registry import PHASES, build_rewards
 
     config = parse(RewardConfig, [f"type={name}", *(f"options.{option}" for option in options or [])])
-    reward = build_rewards({"reward": config}, {"x_cot", "x_edit", *SAMPLE_FIELDS})["reward"]
-    samples = scenes.samples(split, range(count))
-    behaviours = behaviour or ["model", *BEHAVIOURS]
+    pairs = None if data is None else PairsConfig(path=str(data), resize="square")
+    reward = build_rewards({"reward": config}, PHASES | given_fields(pairs))["reward"]
+    samples = first_samples(held_out(pairs, split, size=size, world=DEFAULT), count)
+    planted = BEHAVIOURS if all(sample.target_HW3 is not None for sample in samples) else ()
+    behaviours = behaviour or ["model", *planted]
     batches = try_reward.chains(load_pretrained(find_model(checkpoint)), samples, behaviours)
     results = {drawn: reward.score(batch) for drawn, batch in batches.items()}
     Console().print(try_reward.score_table(results))

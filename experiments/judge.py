@@ -10,6 +10,7 @@ from rich.console import Console
 
 from gvcot.config import dump, load
 from gvcot.run_dir import Resume, RunDir
+from rewards.judge.config import EndpointConfig, JudgeConfig
 from rewards.judge.serve_config import ServeConfig, VLLMConfig
 
 
@@ -88,7 +89,16 @@ def train(
     return run.path
 
 
-def show_agreement(judge: str, *, model: str, count: int, first: int) -> None:
+def show_agreement(
+    judge: str,
+    *,
+    model: str,
+    count: int,
+    first: int,
+    api_key_env: str | None = None,
+    send_metadata: bool = False,
+    image_size: int | None = None,
+) -> None:
     """Print how a judge agrees with the exact scores of edits of val scenes, and what it takes each kind for.
 
     Args:
@@ -96,6 +106,7 @@ def show_agreement(judge: str, *, model: str, count: int, first: int) -> None:
         model: its name there.
         count: how many scenes, six edits each.
         first: index of the first one.
+        api_key_env, send_metadata, image_size: of a server, see `JudgeConfig`.
 
     Raises:
         CheckpointError, ConfigError, RewardError: no such judge, or it can't be asked.
@@ -106,11 +117,9 @@ def show_agreement(judge: str, *, model: str, count: int, first: int) -> None:
 
     edits = DataConfig(split="val", first_scene=first, num_scenes=count)
     if judge.startswith(("http://", "https://")):
-        from rewards.judge.config import EndpointConfig, JudgeConfig
-
-        endpoint = EndpointConfig(base_url=judge, model=model, send_metadata=True)
+        config = client(judge, model, api_key_env, send_metadata=send_metadata, image_size=image_size)
         truth = load_pairs(edits)
-        scores_N2 = served_scores(JudgeConfig(endpoints=(endpoint,)), truth)
+        scores_N2 = served_scores(config, truth)
     else:
         from experiments.learned_judge.model import find_judge, load_judge, scores_of
 
@@ -119,3 +128,55 @@ def show_agreement(judge: str, *, model: str, count: int, first: int) -> None:
         scores_N2 = scores_of(load_judge(folder)[0], truth)
     Console().print(as_table(compare(scores_N2, truth.scores_N2, truth.kind_N)))
     Console().print(as_table(means_by_kind(scores_N2, truth.scores_N2, truth.kind_N)))
+
+
+def show_injections(
+    url: str, *, model: str, count: int, api_key_env: str | None, image_size: int | None
+) -> None:
+    """Print by how many points each injection moves a judge, over untouched val scenes.
+
+    Args:
+        url: base URL of a server.
+        model: its name there.
+        count: how many scenes.
+        api_key_env, image_size: see `JudgeConfig`.
+
+    Raises:
+        ConfigError, RewardError: it can't be asked.
+    """
+    from rich.table import Table
+
+    from gvcot.data import scenes
+    from rewards.judge.injections import INJECTIONS, measure_injections
+    from rewards.judge.prompts import Edit
+
+    edits = [
+        Edit(
+            sample_id=sample.sample_id,
+            task=sample.task,
+            instruction=sample.instruction,
+            before_HW3=sample.source_HW3,
+            after_HW3=sample.source_HW3,
+            mask_HW=sample.mask_HW,
+        )
+        for sample in scenes.samples("val", range(count))
+    ]
+    moved = measure_injections(client(url, model, api_key_env, image_size=image_size), edits)
+    table = Table("injection", "in the", "semantic consistency", "perceptual quality", "text")
+    for injection in INJECTIONS:
+        points = (f"{moved[f'{injection.name}/{aspect}']:+.2f}" for aspect in ("sc", "pq"))
+        table.add_row(injection.name, injection.where, *points, injection.text)
+    Console().print(table)
+
+
+def client(
+    url: str,
+    model: str,
+    api_key_env: str | None = None,
+    *,
+    send_metadata: bool = False,
+    image_size: int | None = None,
+) -> JudgeConfig:
+    """How one server is asked."""
+    endpoint = EndpointConfig(base_url=url, model=model, api_key_env=api_key_env, send_metadata=send_metadata)
+    return JudgeConfig(endpoints=(endpoint,), image_size=image_size)

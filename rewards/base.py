@@ -9,6 +9,8 @@ Dimension legend: B chains, H W pixels. Images are float in [-1, 1].
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,6 +131,9 @@ class Reward(ABC):
     tasks: frozenset[str] | None = None
     """The tasks it scores, set from the recipe; None: all."""
 
+    options: type | None = None
+    """A dataclass of the options, where the class takes them as `**options`."""
+
     def start(self) -> None:
         """Called once, before training, in every process that will score: check here what scoring needs,
         such as a server, and raise a GvcotError that says what is missing."""
@@ -147,4 +152,18 @@ def result(raw_B: Tensor, valid_B: Tensor | None = None, **parts_B: Tensor) -> R
         raw_B=torch.where(valid_B, raw_B, torch.zeros_like(raw_B)).float(),
         valid_B=valid_B,
         parts={name: part_B.float() for name, part_B in parts_B.items()},
+    )
+
+
+def described(name: str, reward: type[Reward]) -> str:
+    """What a reward is, takes and needs, in words."""
+    lines = [f"{name}{inspect.signature(reward)}", "", inspect.getdoc(reward) or ""]
+    if reward.options is not None:
+        lines += ["", f"Options ({reward.options.__module__}.{reward.options.__name__}):"]
+        for field in dataclasses.fields(reward.options):
+            default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+            lines.append(f"    {field.name}: {field.type}{default}")
+    needs = ", ".join(sorted(reward.requires))
+    return "\n".join(
+        [*lines, "", f"Needs {needs}. Reaches {reward.reaches}, the last image that can change it."]
     )

@@ -56,7 +56,43 @@ def test_an_unknown_reward_is_answered_with_the_closest(capsys: pytest.CaptureFi
 
 def test_rewards_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mask_iou" in run(capsys, "rewards", "list")[1]
-    assert "Intersection over union" in run(capsys, "rewards", "describe", "mask_iou")[1]
+    said = run(capsys, "rewards", "describe", "mask_iou")[1]
+    assert "Intersection over union" in said
+    assert "Needs mask, x_cot. Reaches x_cot" in said
+    said = run(capsys, "rewards", "describe", "vlm_judge")[1]
+    assert "max_attempts: int = 4" in said
+    assert "Reaches x_edit" in said
+
+
+def test_a_reward_is_tried_on_scenes_and_on_a_dataset(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy_folder: Path
+) -> None:
+    out, pairs, model = tmp_path / "new" / "reward.png", tmp_path / "pairs", str(policy_folder)
+    tried = ("rewards", "try", "mask_iou", "--count", "2", "--checkpoint", model, "--out", str(out))
+    code, said, _ = run(capsys, *tried, "--behaviour", "truth", "--behaviour", "paint_nothing")
+    assert code == 0
+    assert "paint_nothing" in said
+    assert "model" not in said
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert run(capsys, "data", "export-scenes", str(pairs), "--num", "2", "level=easy")[0] == 0
+    code, said, _ = run(capsys, *tried, "--data", str(pairs), "--size", "32")
+    assert code == 0
+    assert "model" in said
+    assert "truth" in said
+    code, _, err = run(capsys, *tried, "--data", str(tmp_path / "none"))
+    assert code == 2
+    assert "none" in err
+
+
+def test_planted_hacks_are_tabled(
+    capsys: pytest.CaptureFixture[str], policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    hacks = ("rewards", "hacks", "tiny", f"model={policy_folder}", "--count", "4")
+    code, said, _ = run(capsys, *hacks)
+    assert code == 0
+    for word in ("mask_iou", "weighted mean", "paint_everything", "paint_grows"):
+        assert word in said
 
 
 def test_scenes_are_drawn_into_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

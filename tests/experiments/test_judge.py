@@ -15,7 +15,9 @@ import pytest
 
 from experiments.cli import main
 from gvcot.config import load, recipe_names
-from rewards.judge.serve_config import ServeConfig
+from rewards.judge.injections import INJECTIONS
+from rewards.judge.scenes_server import running
+from rewards.judge.serve_config import ScenesJudgeConfig, ServeConfig
 
 
 def free_port() -> int:
@@ -64,3 +66,16 @@ def test_two_judges_in_one_recipe_are_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["judge", "serve", "scenes", "vllm.model=x"])
     assert "exactly one of scenes and vllm" in capsys.readouterr().err
+
+
+def test_injections_are_tried_on_a_server(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scenes judge reads no text, so nothing moves it."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with running(ScenesJudgeConfig()) as url, pytest.raises(SystemExit) as ended:
+        main(["judge", "injections", url, "--model", "scenes-judge", "--count", "1"])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "image_verified" in said
+    assert said.count("+0.00") == 2 * len(INJECTIONS)
