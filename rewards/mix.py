@@ -143,7 +143,8 @@ def missing_share(valid_BR: Tensor, applies_BR: Tensor) -> Tensor:
 def optimised(configs: Mapping[str, RewardConfig]) -> set[str]:
     """The components that training depends on: those of positive weight, and those that gate one of them."""
     counted = {name for name, config in configs.items() if config.weight > 0}
-    return counted | {configs[name].gate.reward for name in counted if configs[name].gate is not None}
+    gates = (configs[name].gate for name in counted)
+    return counted | {gate.reward for gate in gates if gate is not None}
 
 
 def check_missing(

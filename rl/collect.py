@@ -109,7 +109,9 @@ class RewardWorker:
         rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
         for reward in rewards.values():
             reward.start()
-        self._scorer = Scorer(rewards, load_pretrained_codec(Path(model_dir)), TrainingPrompts(config.data))
+        device = "cuda" if config.reward_workers.gpus_per_worker else "cpu"
+        codec = load_pretrained_codec(Path(model_dir)).to(device)
+        self._scorer = Scorer(rewards, codec, TrainingPrompts(config.data), device)
 
     def score(self, chains: TensorDict) -> tuple[TensorDict, float]:
         """Scores of B chains, and the seconds it took."""

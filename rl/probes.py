@@ -115,27 +115,29 @@ def _evaluate_chunk(
 
     drawn = run()
     group_B = torch.arange(len(samples))
-    scored = reward_batch(codec, samples, group_B, drawn.images)
+    device = policy.model.device
+    scored = reward_batch(codec, samples, group_B, drawn.images, device=device)
     values: dict[str, Tensor] = {}
     for name, result in score_all(rewards, scored).items():
         values[name] = torch.where(result.valid_B, result.raw_B, torch.nan)
         if any(part.startswith("missing_") for part in result.parts):  # as judges say why
-            missing_B = (~result.valid_B).float()
+            missing_B = (~result.valid_B).float().cpu()
             values[f"missing/{name}"] = missing_B.where(applies(rewards[name], samples), torch.nan)
     values |= {f"canary/{name}": value_B for name, value_B in canaries(scored).items()}
     if chain.reasons_first:
         after = {name: r for name, r in rewards.items() if r.reaches == "x_edit"}
         for probe in probes:
             other = _other_reasoning(probe, policy, chain, samples, drawn, seed)
-            probed = reward_batch(codec, samples, group_B, run({"x_cot": other.x_cot_BND}).images)
+            images = run({"x_cot": other.x_cot_BND}).images
+            probed = reward_batch(codec, samples, group_B, images, device=device)
             results = score_all(after, probed)
             if other.painted is not None:
                 others = [replace(s, referents=p) for s, p in zip(samples, other.painted, strict=True)]
                 results["follows"] = Where().score(replace(probed, samples=others))
             for name, result in results.items():
-                valid_B = result.valid_B & other.valid_B
+                valid_B = result.valid_B & other.valid_B.to(device)
                 values[f"probe/{probe}/{name}"] = torch.where(valid_B, result.raw_B, torch.nan)
-    return Evaluation(values=values, images=drawn.images)
+    return Evaluation(values={k: value_B.cpu() for k, value_B in values.items()}, images=drawn.images)
 
 
 @dataclass(kw_only=True, slots=True)

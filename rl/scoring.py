@@ -60,14 +60,21 @@ def evaluation_set(config: RLConfig) -> HeldOut:
 class Scorer:
     """Scores drawn chains with a recipe's rewards; the same in policy workers and reward workers."""
 
-    def __init__(self, rewards: Mapping[str, Reward], codec: Codec, samples: TrainingPrompts) -> None:
-        self._rewards, self._codec, self._samples = rewards, codec, samples
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward],
+        codec: Codec,
+        samples: TrainingPrompts,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._rewards, self._codec, self._samples, self._device = rewards, codec, samples, device
 
     @torch.no_grad()
     def __call__(self, chains: TensorDict) -> TensorDict:
         """B drawn chains -> B rows of `score_columns`, and "canary/<name>"."""
         index_P, prompt_B = prompts_of(chains["index"])
-        batch = reward_batch(self._codec, self._samples(index_P), prompt_B, table(chains, "images"))
+        images = table(chains, "images")
+        batch = reward_batch(self._codec, self._samples(index_P), prompt_B, images, device=self._device)
         columns = score_columns(self._rewards, batch)
         num = len(prompt_B)
         for name, value in watch(self._rewards, batch).items():
@@ -88,7 +95,12 @@ def provides(chain: Chain, pairs: PairsConfig | None = None) -> set[str]:
 
 @torch.no_grad()
 def reward_batch(
-    codec: Codec, samples_P: Sequence[EditSample], prompt_B: Tensor, images: Mapping[str, Tensor]
+    codec: Codec,
+    samples_P: Sequence[EditSample],
+    prompt_B: Tensor,
+    images: Mapping[str, Tensor],
+    *,
+    device: torch.device | str = "cpu",
 ) -> RewardBatch:
     """Chains with what is known of their samples; each sample's round trips are computed once.
 
@@ -96,17 +108,18 @@ def reward_batch(
         samples_P: the prompts.
         prompt_B: int64, the prompt of each chain; chains of a prompt are adjacent.
         images: decoded images by phase name, (B, 3, H, W).
+        device: where rewards compute.
     """
-    source_rt = codec.decode(codec.encode(to_tensor([s.source_HW3 for s in samples_P])))
+    source_rt = codec.decode(codec.encode(to_tensor([s.source_HW3 for s in samples_P]).to(device)))
     targets = [s.source_HW3 if s.target_HW3 is None else s.target_HW3 for s in samples_P]
-    target_rt = codec.decode(codec.encode(to_tensor(targets)))
+    target_rt = codec.decode(codec.encode(to_tensor(targets).to(device)))
     has_target = any(s.target_HW3 is not None for s in samples_P)
     return RewardBatch(
         samples=[samples_P[int(p)] for p in prompt_B],
-        images=dict(images),
+        images={phase: image.to(device) for phase, image in images.items()},
         source_rt_B3HW=source_rt[prompt_B],
         target_rt_B3HW=target_rt[prompt_B] if has_target else None,
-        group_B=prompt_B,
+        group_B=prompt_B.to(device),
     )
 
 
@@ -124,7 +137,7 @@ def score_columns(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str
 
 def first_of_each_group(batch: RewardBatch) -> RewardBatch:
     """One chain per prompt."""
-    keep = torch.cat([torch.tensor([True]), batch.group_B.diff() != 0])
+    keep = torch.cat([batch.group_B.new_ones(1, dtype=torch.bool), batch.group_B.diff() != 0])
     return batch.rows(keep.nonzero()[:, 0])
 
 

@@ -81,7 +81,7 @@ class PolicyWorker(Worker):
         self._learner = Learner(config, model, self._chain, self.world_size, reference)
         self._samples = TrainingPrompts(config.data)
         self._held_out = evaluation_set(config)
-        self._scorer = Scorer(self._rewards, self._policy.codec, self._samples)
+        self._scorer = Scorer(self._rewards, self._policy.codec, self._samples, device)
 
     @register(dispatch_mode=dispatch_nd)
     @torch.no_grad()
