@@ -221,7 +221,11 @@ def shard(
     """
     if mesh.size() == 1 and compute_dtype is None:
         return
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    # Inputs are cast where they are used. FSDP2's own casting rebuilds every dataclass among the arguments: a
+    # cache would be a copy that the caller never sees, and times would be rounded.
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -247,6 +251,14 @@ def gathered(model: nn.Module) -> Iterator[None]:
             module.reshard()
             # the root's parameters stay gathered between forward and backward, as FSDP2 does by default
             module.set_reshard_after_forward(module is not model, recurse=False)
+
+
+def forget_gathered(model: nn.Module) -> None:
+    """Make a sharded model gather its parameters anew: after they were changed by hand, gathered copies, such as
+    the root keeps after a forward pass, are stale."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @torch.no_grad()

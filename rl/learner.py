@@ -128,6 +128,7 @@ class Learner:
     def _copy(self, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
             self.parameters[name].copy_(value)
+        distributed.forget_gathered(self.model)
 
     def micro_batches(self, num_chains: int) -> list[Tensor]:
         """Row indices, `micro_batch` at a time."""

@@ -200,7 +200,7 @@ def fingerprint(codec: Autoencoder, **parts: int | str) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(codec.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        digest.update(value.contiguous().numpy(force=True).tobytes())
     digest.update(repr((scenes.VERSION, sorted(parts.items()))).encode())
     return f"{'pairs' if 'pairs' in parts else 'scenes'}-{digest.hexdigest()}"
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from gvcot.model.compute import LoRAConfig
+from gvcot import distributed
+from gvcot.model.compute import ComputeConfig, LoRAConfig
 from gvcot.model.lora import add_lora, reset_lora
+from gvcot.model.place import place
 from gvcot.types import Trajectory
 from rewards.config import RewardConfig
 from rl.config import LossConfig, RLConfig, RLOptimConfig
@@ -363,3 +366,27 @@ def test_a_policy_with_adapters_is_held_to_itself_without_them(roll: Callable[..
     assert set(state["weights"]) == set(learner.parameters)
     for name, parameter in resumed.parameters.items():
         assert torch.equal(parameter, state["weights"][name])
+
+
+def test_borrowing_the_start_s_weights_leaves_no_trace_in_a_sharded_policy(roll: Callable[..., Any]) -> None:
+    """A root of FSDP2 keeps its gathered parameters after a forward pass; those of the start mustn't stay."""
+    rolled = roll()
+    model, lora = rolled.policy.model, LoRAConfig(rank=2, also=("llm2vae",))
+    config = replace(learner_config(rolled, loss=LossConfig(kl_coef=1.0)), lora=lora)
+    alone = not dist.is_initialized()
+    mesh = distributed.init_process_group("cpu")
+    place(model, device="cpu", compute=ComputeConfig(dtype="bfloat16"), lora=lora, mesh=mesh)
+    learner = Learner(config, model, rolled.chain, world_size=1)
+    data, rows = update_of(rolled, ADVANTAGE_BK), torch.arange(4)
+    with torch.no_grad():
+        learner.parameters["llm2vae.weight"].mul_(2.0)
+        distributed.forget_gathered(model)
+        moved = learner.objective.ask(model, data.drawn, rows)["x_edit"].velocity_BWND
+        start = learner._reference_velocities(data, rows)
+        again = learner.objective.ask(model, data.drawn, rows)["x_edit"].velocity_BWND
+    assert start is not None
+    assert torch.equal(moved, again)
+    difference = (start["x_edit"].velocity_BWND * 2 - moved).abs().max() / moved.abs().max()
+    assert difference < 0.05  # twice the head, twice the velocity, but for the head's bias
+    if alone:
+        dist.destroy_process_group()
