@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -77,6 +78,10 @@ class EvalRunConfig:
     probes: tuple[Probe, ...] = ("shuffled_x_cot", "true_x_cot", "counterfactual_x_cot")
     """Also draw edits after these reasoning images; without any it takes less than half the time."""
 
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model; the codec computes in float32."""
+
     threads: int = 0
     """Torch threads; 0: all cores."""
 
@@ -136,6 +141,7 @@ class StageEvaluator:
             num_steps=options.num_steps,
             shift=options.shift,
             seed=self._config.seed,
+            batch=options.batch,
             probes=(),
             guidance=options.guidance,
         )
@@ -193,6 +199,8 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
     """Evaluate a checkpoint folder at each number of steps; prints a table, writes JSON and a panel."""
     torch.set_num_threads(config.threads or torch.get_num_threads())
     policy = load_pretrained(folder)
+    policy.model.to(config.device, getattr(torch, config.dtype))
+    policy.codec.to(config.device)
     chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
     rewards = standard_rewards(chain, config.pairs)
     held = held_out(config.pairs, config.split, size=config.size, world=config.world)

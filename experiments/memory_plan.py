@@ -1,8 +1,8 @@
 """`gvcot doctor --plan RECIPE`: what a run needs on each GPU, before it is started.
 
 Parameters are counted on the real model (on the meta device, so nothing is allocated), tokens on the real
-chain. Activations are an estimate, held to what autograd keeps for the tiny model by a test. Not counted: the
-codec, fragmentation, and what CUDA and NCCL take for themselves (`RESERVE`).
+chain. Activations are an estimate, held to what autograd keeps for the tiny model by a test. Not counted:
+fragmentation, and what CUDA and NCCL take for themselves (`RESERVE`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gvcot.chain import CHAINS
 from gvcot.config import load, recipe_keys
 from gvcot.errors import ConfigError
 from gvcot.model.compute import ComputeConfig, LoRAConfig
-from gvcot.model.config import UnifiedConfig
+from gvcot.model.config import UnifiedConfig, ViTConfig
 from gvcot.model.pretrained import find_model
 from gvcot.types import Feedback
 from rl.config import RLConfig
@@ -36,6 +36,9 @@ BOUNDARIES = 2
 
 TEXT_TOKENS = 96
 """System prompt and instruction together; BAGEL's tokenizer makes some 60 to 100 of them."""
+
+CODEC_FLOATS = 6
+"""Of activations that the codec's decoder holds at once, for each pixel and base channel."""
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -100,6 +103,8 @@ class Plan:
 
 def plan(run: Run, num_gpus: int) -> Plan:
     """What a run needs on each of `num_gpus` GPUs."""
+    from gvcot.sampler import MOST_PIXELS
+
     counts, llm = count(run), run.model.llm
     width = BYTES[run.compute.dtype]
     shards = num_gpus if run.sharded else 1
@@ -109,16 +114,23 @@ def plan(run: Run, num_gpus: int) -> Plan:
         "weights": 4.0 * counts.parameters / shards,
         "optimizer and average": 12.0 * counts.trained / shards,
         "reference": 4.0 * counts.parameters / shards if run.reference else 0.0,
-        "gradients (update)": 4.0 * counts.trained / shards,
+        "gradients": 4.0 * counts.trained / shards,
         "activations (update)": width * activation_floats(run.model, run.compute) * tokens * run.rows,
-        "gathered layers (update)": 2.0 * width * counts.largest_layer if gathers else 0.0,
+        "gathered layers (update)": (2.0 * width + 4.0) * counts.largest_layer if gathers else 0.0,
     }
+    if run.train == "all" and run.lora is None and run.model.vit is not None:
+        patches = image_tokens(run)[1] * (1 + ("vit" in run.feedback) * (len(CHAINS[run.chain].phases) - 1))
+        kept = width * vit_floats(run.model.vit, run.compute) * patches * run.rows
+        lines["ViT's activations (update)"] = float(kept)
     if run.chains:
         cached = context_tokens(run) * llm.layers * 2 * llm.kv_heads * llm.head_dim
         lines["gathered model (drawing)"] = float(width * counts.parameters) if gathers else 0.0
         lines["key-value cache (drawing)"] = float(width * cached * run.chains)
         drawn = image_tokens(run)[0] * run.chains
         lines["activations (drawing)"] = float(width * layer_floats(run.model) * drawn)
+        lines["codec (drawing)"] = (
+            4.0 * CODEC_FLOATS * run.model.codec.width * min(run.chains * run.size**2, MOST_PIXELS)
+        )
     return Plan(
         lines={name: value for name, value in lines.items() if value},
         tokens_per_row=tokens,
@@ -150,7 +162,8 @@ def plan_recipe(
     if model is None and start is None:
         raise ConfigError(f"{recipe} starts from random weights; name a model's folder by --model")
     folder = find_model(str(start)) if model is None else model
-    return plan(run_of(config, UnifiedConfig.from_bagel_dir(folder), size, num_gpus), num_gpus)
+    model = UnifiedConfig.from_bagel_dir(folder).with_images(config.images)
+    return plan(run_of(config, model, size, num_gpus), num_gpus)
 
 
 def run_of(config: SFTConfig | RLConfig, model: UnifiedConfig, size: int | None, num_gpus: int) -> Run:
@@ -180,7 +193,7 @@ def run_of(config: SFTConfig | RLConfig, model: UnifiedConfig, size: int | None,
             noise_copies=config.noise_copies,
             rows=-(-config.batch_size // num_gpus),
             reference=False,
-            chains=0,
+            chains=config.eval.batch,
         )
     copies = config.rollout.window_size if config.objective == "reverse_window" else config.nft.num_times
     prompts = -(-config.prompts_per_step // num_gpus)
@@ -239,14 +252,20 @@ def activation_floats(model: UnifiedConfig, compute: ComputeConfig) -> float:
     return layers * layer_floats(model)
 
 
+def vit_floats(vit: ViTConfig, compute: ComputeConfig) -> int:
+    """What autograd keeps of a trained ViT for each patch."""
+    layer = 8 * vit.hidden + 3 * vit.mlp
+    return vit.layers * vit.hidden + layer if compute.activation_checkpointing else vit.layers * layer
+
+
 def image_tokens(run: Run) -> tuple[int, int]:
     """Tokens of one latent image and of one ViT image, with boundaries (0: the model has no ViT)."""
     rows, columns = run.model.latent_grid(run.size, run.size)
     vit = run.model.vit
     if vit is None:
         return rows * columns + BOUNDARIES, 0
-    side = min(vit.max_side, max(1, round(run.size / vit.patch)))
-    return rows * columns + BOUNDARIES, side * side + BOUNDARIES
+    height, width = vit.fit(run.size, run.size)
+    return rows * columns + BOUNDARIES, (height // vit.patch) * (width // vit.patch) + BOUNDARIES
 
 
 def context_tokens(run: Run) -> int:
@@ -294,12 +313,14 @@ REMEDIES = {
     "weights": "more GPUs with sharding=fsdp2",
     "optimizer and average": "lora, or train=generation",
     "reference": "lora, which needs no second copy, or loss.kl_coef=0",
-    "gradients (update)": "lora, or train=generation",
+    "gradients": "lora, or train=generation",
     "activations (update)": "compute.activation_checkpointing=true, fewer rows at once, or smaller images",
     "gathered layers (update)": "compute.dtype=bfloat16",
     "gathered model (drawing)": "compute.dtype=bfloat16",
     "key-value cache (drawing)": "fewer chains at once, or smaller images",
     "activations (drawing)": "fewer chains at once, or smaller images",
+    "ViT's activations (update)": "compute.activation_checkpointing=true, or fewer rows at once",
+    "codec (drawing)": "smaller images",
 }
 
 

@@ -254,8 +254,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def forget_gathered(model: nn.Module) -> None:
-    """Make a sharded model gather its parameters anew: after they were changed by hand, gathered copies, such as
-    the root keeps after a forward pass, are stale."""
+    """Make a sharded model gather its parameters anew: after they were changed by hand, gathered copies, such
+    as the root keeps after a forward pass, are stale."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -18,6 +19,7 @@ from gvcot.data.pairs.config import PairsConfig
 from gvcot.data.pairs.dataset import Bad
 from gvcot.data.source import HeldOut, given_fields, held_out, prompt_source
 from gvcot.model.codec import Codec
+from gvcot.sampler import decode_images, encode_images
 from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.canaries import canaries, unedited
@@ -110,9 +112,9 @@ def reward_batch(
         images: decoded images by phase name, (B, 3, H, W).
         device: where rewards compute.
     """
-    source_rt = codec.decode(codec.encode(to_tensor([s.source_HW3 for s in samples_P]).to(device)))
+    source_rt = _round_trip(codec, [s.source_HW3 for s in samples_P], device)
     targets = [s.source_HW3 if s.target_HW3 is None else s.target_HW3 for s in samples_P]
-    target_rt = codec.decode(codec.encode(to_tensor(targets).to(device)))
+    target_rt = _round_trip(codec, targets, device)
     has_target = any(s.target_HW3 is not None for s in samples_P)
     return RewardBatch(
         samples=[samples_P[int(p)] for p in prompt_B],
@@ -121,6 +123,10 @@ def reward_batch(
         target_rt_B3HW=target_rt[prompt_B] if has_target else None,
         group_B=prompt_B.to(device),
     )
+
+
+def _round_trip(codec: Codec, images: Sequence[np.ndarray], device: torch.device | str) -> Tensor:
+    return decode_images(codec, encode_images(codec, to_tensor(images).to(device)))
 
 
 def score_columns(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, Tensor]:

@@ -136,6 +136,9 @@ class EvalConfig:
     shift: float = 1.0
     """Shift of the sampling grid towards noise."""
 
+    batch: int = 64
+    """Samples drawn at once."""
+
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     """Classifier-free guidance; none by default."""
 

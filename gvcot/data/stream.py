@@ -210,14 +210,16 @@ class Encoded(NamedTuple):
 
 
 class ShardWorker:
-    """A process with one thread that encodes one shard at a time, and ends with its parent."""
+    """A process with one thread that encodes one shard at a time, where the codec is, and ends with its
+    parent."""
 
     def __init__(self, config: StreamConfig, model: UnifiedConfig, codec: Autoencoder) -> None:
         # Not a fork: torch's thread pools don't survive one.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         weights = {name: value.numpy(force=True) for name, value in codec.state_dict().items()}
-        arguments = (theirs, config, model, weights)
+        device = next(codec.parameters()).device.type
+        arguments = (theirs, config, model, weights, device)
         self._process = context.Process(target=_serve, args=arguments, daemon=True, name="encoder")
         self._process.start()
         theirs.close()  # else the end of the worker would not be seen here
@@ -268,6 +270,7 @@ def _serve(
     config: StreamConfig,
     model: UnifiedConfig,
     weights: dict[str, np.ndarray],
+    device: str,
 ) -> None:
     """The worker: a shard's number in, the shard or an exception out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
@@ -275,6 +278,7 @@ def _serve(
     torch.set_num_threads(1)
     codec = build_codec(model.codec).requires_grad_(False)
     codec.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    codec.to(device)
     shards: Shards | None = None
     while True:
         shard, start = connection.recv()

@@ -20,8 +20,8 @@ class ComputeConfig:
     """See `Attention`."""
 
     activation_checkpointing: bool = False
-    """Keep only what enters each decoder layer, and compute the layer again in the backward pass: a fraction
-    of the memory of activations for about a third more time."""
+    """Keep only what enters each layer of decoder and ViT, and compute it again in the backward pass: a
+    fraction of the memory of activations for about a third more time."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations in forward and backward. Trained weights have a float32 master copy,

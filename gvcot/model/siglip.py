@@ -7,9 +7,11 @@ what is built, and `post_layernorm` follows it.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gvcot.model.config import ViTConfig
 
@@ -86,13 +88,19 @@ class ViTEmbeddings(nn.Module):
 class ViTEncoder(nn.Module):
     """The stack of layers."""
 
+    recompute: bool = False
+    """Whether layers are computed again in the backward pass instead of kept (activation checkpointing)."""
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList([ViTLayer(config) for _ in range(config.layers)])
 
     def forward(self, x_INd: Tensor) -> Tensor:
         for layer in self.layers:
-            x_INd = layer(x_INd)
+            if self.recompute and torch.is_grad_enabled():
+                x_INd = checkpoint(layer, x_INd, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_INd = layer(x_INd)
         return x_INd
 
 

@@ -102,6 +102,8 @@ class UnifiedModel(nn.Module):
         `gvcot.distributed.shard`."""
         self.attention = compute.attention
         self.language_model.model.recompute = compute.activation_checkpointing
+        if self.config.vit is not None:
+            self.vit_model.vision_model.encoder.recompute = compute.activation_checkpointing
 
     @property
     def device(self) -> torch.device:

@@ -234,7 +234,7 @@ def test_adapters_train_under_sharded_workers_in_bfloat16(policy_folder: Path, t
         "cluster.sharding=fsdp2",
         "compute={dtype: bfloat16, activation_checkpointing: true}",
         "objective=reverse_window",
-        "max_logprob_gap=0.05",  # in bfloat16 a replay rounds otherwise than the rollout
+        "max_logprob_gap=1e-3",
     )
     folder = run(tmp_path / "lora", policy_folder, *settings)
     first, second = lines(folder)
