@@ -162,8 +162,8 @@ def plan_recipe(
     if model is None and start is None:
         raise ConfigError(f"{recipe} starts from random weights; name a model's folder by --model")
     folder = find_model(str(start)) if model is None else model
-    model = UnifiedConfig.from_bagel_dir(folder).with_images(config.images)
-    return plan(run_of(config, model, size, num_gpus), num_gpus)
+    unified = UnifiedConfig.from_bagel_dir(folder).with_images(config.images)
+    return plan(run_of(config, unified, size, num_gpus), num_gpus)
 
 
 def run_of(config: SFTConfig | RLConfig, model: UnifiedConfig, size: int | None, num_gpus: int) -> Run:
