@@ -140,7 +140,8 @@ def test_a_trial_reserves_the_cpus_of_all_its_workers() -> None:
         return cpus_reserved(config, plan(config)[0][1])
 
     assert reserved("cluster.cpus_per_worker=3") == 6
-    assert reserved("reward_workers.num_workers=3", "reward_workers.cpus_per_worker=0.5") == 4
+    scorers = ("reward_workers.num_workers=3", "reward_workers.cpus_per_worker=0.5")
+    assert reserved(*scorers, "reward_workers.chunks=3") == 4
     assert reserved("cluster.address=somewhere:6379") == 1
     assert reserved("cluster.num_workers=1", cpus_per_trial=4) == 4
     stage = {"command": "sft", "recipe": "sft/tiny-stage2"}

@@ -10,7 +10,7 @@ import pytest
 from gvcot.config import load
 from gvcot.errors import ConfigError
 from rewards.config import GateConfig, RewardConfig
-from rl.config import ClusterConfig, LossConfig, RLConfig
+from rl.config import ClusterConfig, LossConfig, RewardWorkersConfig, RLConfig
 from rollout.config import RolloutConfig
 
 
@@ -43,6 +43,10 @@ def test_the_plain_configuration_is_accepted() -> None:
             "all chains of a group would be the same",
         ),
         ({"rollout": RolloutConfig(window_size=0)}, "no log-probs to train on"),
+        (
+            {"prompts_per_step": 4, "reward_workers": RewardWorkersConfig(num_workers=3, chunks=2)},
+            "num_workers=3 share chunks=2, so some would never work",
+        ),
         ({"loss": LossConfig(updates_per_rollout=0)}, "updates_per_rollout: expected at least 1; got 0"),
     ],
 )
