@@ -44,6 +44,22 @@ def test_the_seed_decides(picture: Path, policy_folder: Path, tmp_path: Path) ->
     assert (first != drawn(1)).any()
 
 
+def test_guidance_changes_what_is_drawn(
+    picture: Path, policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drawn(*options: str) -> np.ndarray:
+        call = ["edit", str(picture), INSTRUCTION, "--checkpoint", str(policy_folder)]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*call, "--out", str(tmp_path / "out"), "--num-steps", "2", *options])
+        assert not ended.value.code
+        return np.asarray(Image.open(tmp_path / "out" / "x_edit.png"))
+
+    plain = drawn()
+    assert (plain == drawn("--text-scale", "1")).all()
+    assert (plain != drawn("--text-scale", "4")).any()
+    assert (plain != drawn("--image-scale", "2")).any()
+
+
 def test_an_image_need_not_be_square(policy_folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (96, 48), "navy").save(tmp_path / "wide.png")
     out = run_edit(tmp_path / "wide.png", INSTRUCTION, policy_folder, tmp_path / "out", num_steps=1)
