@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from experiments.cli import app
 from experiments.memory_plan import (
+    BOUNDARIES,
     GIB,
+    TEXT_TOKENS,
     Plan,
     Run,
     activation_floats,
@@ -30,9 +32,10 @@ from gvcot.model.config import QWEN2_TOKEN_IDS, CodecConfig, LLMConfig, TokenIds
 from gvcot.model.pretrained import load_pretrained
 from gvcot.model.sequence import Segment, pack
 from gvcot.model.unified import UnifiedModel
+from gvcot.run_dir import RunDir
 from rl.config import RLConfig
 from sft.config import SFTConfig
-from sft.train import new_state
+from sft.train import new_state, save
 
 IDS = TokenIds(bos=1, eos=2, boi=3, eoi=4)
 
@@ -199,3 +202,29 @@ def test_the_7b_recipes_fit_eight_gpus_of_80_gib(recipe: str) -> None:
     assert fits(plan(described, 8), 80)
     if not described.lora:
         assert not fits(plan(replace(described, sharded=False), 8), 80)
+
+
+def test_the_cache_is_what_drawing_allocates() -> None:
+    """Three chains at the moment when their last image is drawn: words, source and reasoning image."""
+    config = tiny()
+    model, cache = UnifiedModel(config), UnifiedModel(config).new_cache(3)
+    words = Segment.text(torch.full((TEXT_TOKENS - BOUNDARIES,), 7))
+    image, seen = Segment.vae(torch.randn(16, 64), (4, 4)), Segment.vit(torch.zeros(3, 64, 64))
+    for segment in (words, image, seen, image, seen):
+        with torch.no_grad():
+            model.prefill(cache, [segment] * 3)
+    held = sum(part.nbytes for layer in cache.layers if layer is not None for part in layer)
+    assert plan(run(config, chains=3), 1).lines["key-value cache (drawing)"] == held
+
+
+def test_checkpoints_are_as_large_as_planned(policy_folder: Path, tmp_path: Path) -> None:
+    model = load_pretrained(policy_folder).model
+    stage = SFTConfig(name="t", codec="", mix={"gvcot": 1.0}, steps=1)
+    state = new_state(stage, model)
+    for parameter in state.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    opened = RunDir.open(tmp_path / "run", stage)
+    save(opened, state)
+    written = sum(path.stat().st_size for path in opened.checkpoints.rglob("*.safetensors"))
+    assert plan(run(model.config), 1).checkpoint_bytes == pytest.approx(written, rel=0.2)  # names, for one
