@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from gvcot.model.embeddings import time_features
 from gvcot.model.layout import table_rows
 from gvcot.model.sequence import Segment, pack
 from gvcot.model.siglip import patch_pixels
-from gvcot.model.tokenizer import WordTokenizer
 from gvcot.types import ChainConfig, Condition, GuidanceConfig
 
 TOL = 1e-5
@@ -237,9 +237,10 @@ def test_cfg(golden_case, golden_model, rel):
 def test_guided_run(renorm, golden_case, golden_model, rel):
     case = golden_case("cfg")
     vae, vit, text = case.samples[0]
+    no_words: Any = None  # the instruction comes as ids
     context = Context(
         golden_model,
-        Chain(ChainConfig(name="direct"), WordTokenizer(), has_vit=True),
+        Chain(ChainConfig(name="direct"), no_words, has_vit=True),
         Condition(
             source_latent_BND=vae.data[None],
             source_vit_B3HW=vit.data[None],
