@@ -466,10 +466,10 @@ def rewards_describe(
     name: Annotated[str, typer.Argument(help='A built-in name or "package.module:Class".')],
 ) -> None:
     """Explain one reward: its definition, its options and what it needs."""
-    from gvcot import plugins
     from rewards.base import described
+    from rewards.registry import reward_class
 
-    typer.echo(described(name, plugins.resolve("reward", name)))
+    typer.echo(described(name, reward_class(name)))
 
 
 @rewards_app.command("try")

@@ -103,7 +103,7 @@ class Plan:
 
 def plan(run: Run, num_gpus: int) -> Plan:
     """What a run needs on each of `num_gpus` GPUs."""
-    from gvcot.sampler import MOST_PIXELS
+    from gvcot.model.codec import MOST_PIXELS
 
     counts, llm = count(run), run.model.llm
     width = BYTES[run.compute.dtype]

@@ -46,13 +46,15 @@ MAY_CHANGE = (
     "max_missing_share",
     "alarms.*",
     "stop_on",
+    "rewards.*.options.endpoints.*.base_url",
+    "rewards.*.options.endpoints.*.api_key_env",
     *(
         f"rewards.*.options.{option}"
-        for option in ("endpoints", "cache", "timeout_s", "deadline_s", "backoff_s", "max_*")
+        for option in ("cache", "timeout_s", "deadline_s", "backoff_s", "max_attempts", "max_concurrency")
     ),
 )
-"""Patterns of config keys that a resumed run may set anew: how long, how often and where, never what is
-learned."""
+"""Patterns of config keys that a resumed run may set anew: how long, how often and where (a judge that
+moved), never what is learned."""
 
 
 LOCK = ".lock"

@@ -19,7 +19,7 @@ from gvcot.chain import Chain
 from gvcot.context import Context
 from gvcot.data.images import to_tensor
 from gvcot.model import flow
-from gvcot.model.codec import Codec
+from gvcot.model.codec import Codec, decode_in_parts, encode_in_parts
 from gvcot.model.config import UnifiedConfig, ViTConfig
 from gvcot.model.unified import UnifiedModel
 from gvcot.types import Condition, EditSample, GuidanceConfig, ImagePhase, Trajectory, Window
@@ -32,10 +32,6 @@ Denoiser = Callable[[VelocityFn, str, Tensor, tuple[int, int]], ImagePhase]
 
 NoiseFn = Callable[[str, tuple[int, int, int]], Tensor]
 """(phase name, (B, N, D)) -> initial noise_BND."""
-
-
-MOST_PIXELS = 4 * 512 * 512
-"""Pixels that go through a codec at once: BAGEL's needs .75 GiB for an image of 512 x 512."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,25 +55,13 @@ def condition_of(
     """
     source_P3HW = to_tensor([s.source_HW3 for s in samples])
     with torch.no_grad():
-        latent = encode_images(codec, source_P3HW)
+        latent = encode_in_parts(codec, source_P3HW)
     return Condition(
         source_latent_BND=flow.patchify(latent, config.latent_patch),
         source_vit_B3HW=None if config.vit is None else vit_pixels(source_P3HW, config.vit),
         instruction_BT=chain.encode_prompts([s.instruction for s in samples]),
         grid=config.latent_grid(source_P3HW.shape[-2], source_P3HW.shape[-1]),
     )
-
-
-def encode_images(codec: Codec, images_B3HW: Tensor) -> Tensor:
-    """Latents of any number of images; of large ones only a few at once, as `MOST_PIXELS` says."""
-    at_once = max(1, MOST_PIXELS // (images_B3HW.shape[-2] * images_B3HW.shape[-1]))
-    return torch.cat([codec.encode(part) for part in images_B3HW.split(at_once)])
-
-
-def decode_images(codec: Codec, latent_BChw: Tensor) -> Tensor:
-    """Images of any number of latents, likewise."""
-    at_once = max(1, MOST_PIXELS // (64 * latent_BChw.shape[-2] * latent_BChw.shape[-1]))
-    return torch.cat([codec.decode(part) for part in latent_BChw.split(at_once)])
 
 
 def vit_pixels(images_B3HW: Tensor, vit: ViTConfig) -> Tensor:
@@ -155,7 +139,7 @@ def draw(
         else:
             phase = denoise(context.velocity, spec.name, noise(spec.name, latent_shape), grid)
         latent = flow.unpatchify(phase.final_BND, grid, model.config.latent_patch)
-        images[spec.name] = decode_images(codec, latent)
+        images[spec.name] = decode_in_parts(codec, latent)
         if spec is not chain.phases[-1]:
             if chain.sees_decoded:
                 assert model.config.vit is not None

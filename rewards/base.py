@@ -131,6 +131,10 @@ class Reward(ABC):
     tasks: frozenset[str] | None = None
     """The tasks it scores, set from the recipe; None: all."""
 
+    may_fail: bool = False
+    """Whether scores can be missing because somebody who was asked didn't answer, as a judge may not; their
+    share is then logged in evaluations too."""
+
     options: type | None = None
     """A dataclass of the options, where the class takes them as `**options`."""
 
@@ -163,7 +167,9 @@ def described(name: str, reward: type[Reward]) -> str:
         for field in dataclasses.fields(reward.options):
             default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
             lines.append(f"    {field.name}: {field.type}{default}")
-    needs = ", ".join(sorted(reward.requires))
+    needs = ", ".join(sorted(getattr(reward, "requires", ()))) or "what its options say"
+    reaches = getattr(reward, "reaches", "what its options say")
+    lines += ["", f"Needs {needs}. Reaches {reaches}, the last image that can change it."]
     return "\n".join(
         [*lines, "", f"Needs {needs}. Reaches {reward.reaches}, the last image that can change it."]
     )

@@ -55,14 +55,25 @@ def build_rewards(configs: Mapping[str, RewardConfig], provides: Collection[str]
     return {name: _build(name, config, provides) for name, config in configs.items()}
 
 
-def _build(name: str, config: RewardConfig, provides: Collection[str]) -> Reward:
+def reward_class(type_name: str) -> type[Reward]:
+    """The class behind a name.
+
+    Raises:
+        ConfigError: there is none, or it is no reward.
+    """
     from rewards.base import Reward
 
-    cls = resolve("reward", config.type)
+    cls = resolve("reward", type_name)
     if not (inspect.isclass(cls) and issubclass(cls, Reward)):
-        raise ConfigError(
-            f"rewards.{name}: {config.type!r} is not a subclass of rewards.base.Reward; make it one"
-        )
+        raise ConfigError(f"{type_name!r} is not a subclass of rewards.base.Reward; make it one")
+    return cls
+
+
+def _build(name: str, config: RewardConfig, provides: Collection[str]) -> Reward:
+    try:
+        cls = reward_class(config.type)
+    except ConfigError as error:
+        raise ConfigError(f"rewards.{name}: {error}") from error
     try:
         inspect.signature(cls).bind(**config.options)
     except TypeError as error:

@@ -24,6 +24,7 @@ from gvcot import overlay, seeds
 from gvcot.chain import Chain
 from gvcot.data.images import to_tensor
 from gvcot.model import flow
+from gvcot.model.codec import encode_in_parts
 from gvcot.model.pretrained import Pretrained
 from gvcot.sampler import Drawn, condition_of, draw, ode_denoiser
 from gvcot.types import EditSample, GuidanceConfig, TextPhase
@@ -120,7 +121,7 @@ def _evaluate_chunk(
     values: dict[str, Tensor] = {}
     for name, result in score_all(rewards, scored).items():
         values[name] = torch.where(result.valid_B, result.raw_B, torch.nan)
-        if any(part.startswith("missing_") for part in result.parts):  # as judges say why
+        if rewards[name].may_fail:
             missing_B = (~result.valid_B).float().cpu()
             values[f"missing/{name}"] = missing_B.where(applies(rewards[name], samples), torch.nan)
     values |= {f"canary/{name}": value_B for name, value_B in canaries(scored).items()}
@@ -182,7 +183,7 @@ def _painted(policy: Pretrained, samples: Sequence[EditSample], masks: Sequence[
     """Latent tokens (B, N, D) of the sources with these masks painted on them, each in its sample's style."""
     source = to_tensor([s.source_HW3 for s in samples])
     painted = overlay.paint(source, torch.from_numpy(np.stack(masks)), [s.paint for s in samples])
-    return flow.patchify(policy.codec.encode(painted), policy.model.config.latent_patch)
+    return flow.patchify(encode_in_parts(policy.codec, painted), policy.model.config.latent_patch)
 
 
 def other_things(sample: EditSample, seed: int) -> tuple[int, ...]:

@@ -18,8 +18,7 @@ from gvcot.data.images import to_tensor
 from gvcot.data.pairs.config import PairsConfig
 from gvcot.data.pairs.dataset import Bad
 from gvcot.data.source import HeldOut, given_fields, held_out, prompt_source
-from gvcot.model.codec import Codec
-from gvcot.sampler import decode_images, encode_images
+from gvcot.model.codec import Codec, decode_in_parts, encode_in_parts
 from gvcot.types import EditSample, RewardResult
 from rewards.base import Reward, RewardBatch
 from rewards.canaries import canaries, unedited
@@ -126,7 +125,7 @@ def reward_batch(
 
 
 def _round_trip(codec: Codec, images: Sequence[np.ndarray], device: torch.device | str) -> Tensor:
-    return decode_images(codec, encode_images(codec, to_tensor(images).to(device)))
+    return decode_in_parts(codec, encode_in_parts(codec, to_tensor(images).to(device)))
 
 
 def score_columns(rewards: Mapping[str, Reward], batch: RewardBatch) -> dict[str, Tensor]:

@@ -66,16 +66,18 @@ def train(
         observer: progress, panels and alarms; may end training.
 
     Raises:
-        RewardError: too many scores are missing, or rollout and replay disagree. What was trained until then
-            is saved.
+        RewardError: too many scores are missing (what was trained until then is saved), or rollout and replay
+            disagree.
     """
+    step = saved = run.resume_step
+    evaluated: int | None = None
 
     def evaluation() -> bool:
-        metrics = evaluate(step)
+        nonlocal evaluated
+        metrics, evaluated = evaluate(step), step
         tracker.log(step, metrics)
         return observer.evaluated(step, metrics)
 
-    step = saved = run.resume_step
     ended = step == 0 and evaluation()
     spent = 0.0
     while not ended and step < config.steps and (config.max_seconds is None or spent < config.max_seconds):
@@ -106,7 +108,8 @@ def train(
         if not ended and config.eval.every and step % config.eval.every == 0 and step < config.steps:
             ended = evaluation()
     save(run, policy, step)
-    evaluation()
+    if evaluated != step:
+        evaluation()
     return step
 
 

@@ -3,7 +3,7 @@
     python docs/measured/gpu_7b.py OUT.json [PART...]    parts: alike attention load rollout sft rl full
 
 Each part is a line of JSON as soon as it is done; a part that fails says why and the others go on. It needs a
-GPU of some 100 GiB, 30 GB of disk for the folder that `load` writes, and no weights. Not run on a GPU yet.
+GPU of some 100 GiB, 30 GB of disk beside OUT.json for the folder that `load` writes, and no weights. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ class Clock:
         self.record = {"seconds": round(self.seconds, 3), "peak_gib": round(self.peak_gib, 2)}
 
 
-def condition(config: UnifiedConfig, prompts: int) -> Condition:
-    generator, grid = torch.Generator().manual_seed(1), config.latent_grid(SIZE, SIZE)
-    height, width = config.vit.fit(SIZE, SIZE)
+def condition(config: UnifiedConfig, prompts: int, size: int = SIZE) -> Condition:
+    generator, grid = torch.Generator().manual_seed(1), config.latent_grid(size, size)
+    height, width = config.vit.fit(size, size)
     return Condition(
         source_latent_BND=torch.randn(prompts, grid[0] * grid[1], config.latent_dim, generator=generator),
         source_vit_B3HW=torch.rand(prompts, 3, height, width, generator=generator) * 2 - 1,
@@ -129,9 +129,9 @@ def condition(config: UnifiedConfig, prompts: int) -> Condition:
     )
 
 
-def rows_of(config: UnifiedConfig, chain: Chain, num: int) -> list[list[Segment]]:
+def rows_of(config: UnifiedConfig, chain: Chain, num: int, size: int = SIZE) -> list[list[Segment]]:
     """Training sequences of the gvcot chain, one noise level for each image."""
-    given = condition(config, num)
+    given = condition(config, num, size)
     out = []
     for row in range(num):
         x_cot, noisy = torch.randn(2, *given.source_latent_BND.shape[1:]).unbind()
@@ -231,9 +231,7 @@ def attention() -> dict:
     random_init(model)
     chain = Chain(CHAIN_CONFIG, Words(), has_vit=True)
     for size, rows in ((256, 4), (512, 2), (1024, 1)):
-        global SIZE
-        SIZE = size
-        packed = pack(rows_of(config, chain, rows), config)
+        packed = pack(rows_of(config, chain, rows, size), config)
         for how in ("dense", "segments"):
             model.compute_as(ComputeConfig(attention=how))
             try:
@@ -245,14 +243,13 @@ def attention() -> dict:
             except torch.OutOfMemoryError:
                 found = {"out of memory": True}
             out[f"{how} {size}px"] = found | {"tokens": sum(packed.sample_lens), "rows": rows}
-    SIZE = 512
     return out
 
 
 def load() -> dict:
     """Write a folder, then shard an empty model and fill it, tensor by tensor."""
     config = layout()
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as name:
         folder = Path(name)
         with Clock() as writing:
             write_random(config, folder)

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gvcot import distributed, overlay, prompts, sampler
+from gvcot import distributed, overlay, prompts
 from gvcot.data import scenes
 from gvcot.data.images import to_tensor, to_uint8
 from gvcot.data.pairs.dataset import Bad
@@ -31,7 +31,7 @@ from gvcot.data.scenes import DEFAULT, WorldConfig
 from gvcot.data.source import SceneSource, Source
 from gvcot.errors import ResourceError
 from gvcot.model import flow
-from gvcot.model.codec import Autoencoder
+from gvcot.model.codec import Autoencoder, decode_in_parts, encode_in_parts
 from gvcot.model.config import UnifiedConfig
 from gvcot.types import EditSample
 
@@ -240,13 +240,13 @@ def encode_images(codec: Autoencoder, patch: int, samples: Sequence[EditSample])
     mask_MHW = torch.from_numpy(np.stack([s.mask_HW for s in samples]))
     painted = overlay.paint(source, mask_MHW, [s.paint for s in samples])
     latents = {
-        name: sampler.encode_images(codec, images)
+        name: encode_in_parts(codec, images)
         for name, images in (("source", source), ("x_cot", painted), ("x_edit", target))
     }
     tensors = {f"{k}_MND": flow.patchify(v, patch).half() for k, v in latents.items()}
     shown = {
         "source": np.stack([s.source_HW3 for s in samples]),
-        "x_cot": to_uint8(sampler.decode_images(codec, latents["x_cot"])),
+        "x_cot": to_uint8(decode_in_parts(codec, latents["x_cot"])),
     }
     for name, images in shown.items():
         tensors[f"{name}_M3HW"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

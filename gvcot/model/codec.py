@@ -38,6 +38,22 @@ class Codec(Protocol):
         ...
 
 
+MOST_PIXELS = 4 * 512 * 512
+"""Pixels that go through a codec at once: BAGEL's needs .75 GiB for an image of 512 x 512."""
+
+
+def encode_in_parts(codec: Codec, images_B3HW: Tensor) -> Tensor:
+    """Latents of any number of images; of large ones only a few at once, as `MOST_PIXELS` says."""
+    at_once = max(1, MOST_PIXELS // (images_B3HW.shape[-2] * images_B3HW.shape[-1]))
+    return torch.cat([codec.encode(part) for part in images_B3HW.split(at_once)])
+
+
+def decode_in_parts(codec: Codec, latent_BChw: Tensor) -> Tensor:
+    """Images of any number of latents, likewise."""
+    at_once = max(1, MOST_PIXELS // (Autoencoder.down**2 * latent_BChw.shape[-2] * latent_BChw.shape[-1]))
+    return torch.cat([codec.decode(part) for part in latent_BChw.split(at_once)])
+
+
 class Autoencoder(nn.Module, ABC):
     """A codec with weights: what checkpoint folders hold. `build_codec` makes one from its configuration."""
 

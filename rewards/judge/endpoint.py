@@ -119,7 +119,8 @@ class Endpoint:
                 failure = await self.probe(until)
             except ConfigError as error:  # at the start of a run it ends it; now it would lose it
                 logger.warning("%s", error)
-                failure = Missing(kind="bad_request", detail=str(error))
+                failure = self._failure = Missing(kind="bad_request", detail=str(error))
+                self._rests_until = time.monotonic() + self._judge.rest_s
             if failure is not None:
                 return failure
         assert self._readout is not None

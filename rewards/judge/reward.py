@@ -51,6 +51,7 @@ class VLMJudge(Reward):
     name = "vlm_judge"
     requires = frozenset({"x_edit"})
     reaches = "x_edit"
+    may_fail = True
     options = JudgeConfig
 
     def __init__(self, **options: Any) -> None:

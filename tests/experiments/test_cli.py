@@ -9,6 +9,7 @@ import pytest
 
 from experiments import cli
 from experiments.doctor import check_package, run_checks
+from rewards.registry import REWARDS
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -59,6 +60,8 @@ def test_rewards_are_listed_and_described(capsys: pytest.CaptureFixture[str]) ->
     said = run(capsys, "rewards", "describe", "mask_iou")[1]
     assert "Intersection over union" in said
     assert "Needs mask, x_cot. Reaches x_cot" in said
+    for name in REWARDS:
+        assert "Reaches x_" in run(capsys, "rewards", "describe", name)[1]
     said = run(capsys, "rewards", "describe", "vlm_judge")[1]
     assert "max_attempts: int = 4" in said
     assert "Reaches x_edit" in said

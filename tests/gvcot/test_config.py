@@ -142,6 +142,7 @@ def test_dump_and_load_give_the_same_run(
 
 def test_flatten_joins_keys_with_dots() -> None:
     assert config.flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert config.flatten({"e": [{"u": 1}, {"v": [2]}]}) == {"e.0.u": 1, "e.1.v": [2]}
 
 
 def test_configs_are_read_without_torch() -> None:

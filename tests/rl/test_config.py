@@ -9,6 +9,7 @@ import pytest
 
 from gvcot.config import load
 from gvcot.errors import ConfigError
+from gvcot.run_dir import RunDir
 from rewards.config import GateConfig, RewardConfig
 from rl.config import ClusterConfig, LossConfig, RewardWorkersConfig, RLConfig
 from rollout.config import RolloutConfig
@@ -53,6 +54,19 @@ def test_the_plain_configuration_is_accepted() -> None:
 def test_what_cannot_be_trained_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**changes)
+
+
+def test_a_resumed_run_may_follow_its_judge_but_not_change_it(tmp_path: Path) -> None:
+    def asking(base_url: str, model: str = "vlm", **options: Any) -> RLConfig:
+        options["endpoints"] = [{"base_url": base_url, "model": model}]
+        return config(rewards={"judge": RewardConfig(type="vlm_judge", options=options)})
+
+    RunDir.open(tmp_path / "a", asking("http://here:1/v1"))
+    RunDir.open(tmp_path / "a", asking("http://there:2/v1", timeout_s=9.0))
+    with pytest.raises(ConfigError, match=r"rewards.judge.options.endpoints.0.model: 'vlm' -> 'other'"):
+        RunDir.open(tmp_path / "a", asking("http://there:2/v1", model="other", timeout_s=9.0))
+    with pytest.raises(ConfigError, match=r"rewards.judge.options.calls: '\(absent\)' -> 3"):
+        RunDir.open(tmp_path / "a", asking("http://there:2/v1", timeout_s=9.0, calls=3))
 
 
 def test_prompts_are_dealt_to_the_workers_there_are() -> None:

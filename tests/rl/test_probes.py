@@ -54,6 +54,19 @@ def test_values_do_not_depend_on_the_batch(
         torch.testing.assert_close(cut.values[name], whole.values[name], atol=1e-3, rtol=0, equal_nan=True)
 
 
+def test_the_share_of_missing_answers_is_there_in_every_part_of_an_evaluation(
+    policy: Pretrained, chain: Chain, rewards: dict[str, Reward]
+) -> None:
+    """Also where no sample of a part is of the judge's tasks."""
+    judge, samples = rewards["where"], scenes.samples("val", range(5))
+    judge.may_fail, judge.tasks = True, frozenset({samples[0].task})
+    values = run(policy, chain, rewards, 5, batch=1, probes=()).values
+    asked = [sample.task == samples[0].task for sample in samples]
+    assert not all(asked)
+    assert values["missing/where"].isfinite().tolist() == asked
+    assert "missing/edit_accuracy" not in values
+
+
 def test_probes_score_edits_after_other_reasoning(
     policy: Pretrained, chain: Chain, rewards: dict[str, Reward]
 ) -> None:

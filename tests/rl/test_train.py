@@ -233,6 +233,7 @@ def test_an_evaluation_may_end_the_run(tmp_path: Path) -> None:
     loop.ends = lambda metrics: metrics.get("eval/mask_iou", 1.0) < 0.2
     assert loop() == 2
     assert loop.saved == [2]
+    assert [line["step"] for line in read_metrics(loop.run.path) if "eval/mask_iou" in line] == [0, 1, 2]
 
 
 def test_what_was_trained_before_the_judge_failed_is_kept(tmp_path: Path) -> None:

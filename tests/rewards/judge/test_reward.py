@@ -501,14 +501,17 @@ def test_an_endpoint_that_was_down_at_start_is_left_to_the_others(server, grey_b
     reward.close()
 
 
-def test_an_endpoint_that_turns_out_unusable_in_mid_run_is_a_missing_score(server):
+def test_an_endpoint_that_turns_out_unusable_in_mid_run_is_a_missing_score(
+    server, caplog: pytest.LogCaptureFixture
+):
     server.models = ("another",)
     config = server.config()
 
     async def ask() -> float | Missing:
         endpoint = Endpoint(config.endpoints[0], config)  # it was down when the run began
         asked = question(case_of(PROBE_EDIT, config), "sc", SC)
-        reading = await endpoint.ask(asked, 0, asyncio.get_running_loop().time() + 5)
+        for _ in range(3):
+            reading = await endpoint.ask(asked, 0, asyncio.get_running_loop().time() + 5)
         await endpoint.close()
         return reading
 
@@ -516,6 +519,7 @@ def test_an_endpoint_that_turns_out_unusable_in_mid_run_is_a_missing_score(serve
     assert isinstance(reading, Missing)
     assert reading.kind == "bad_request"
     assert "does not serve this model" in reading.detail
+    assert len(caplog.records) == 1  # it rests then, and isn't asked for its models with every edit
 
 
 def test_a_refused_test_question_does_not_choose_another_readout(server, judge):
