@@ -3,8 +3,8 @@
     python docs/measured/gpu_7b.py OUT.json [PART...]    parts: alike attention load rollout sft rl full
 
 Each part is a line of JSON as soon as it is done; a part that fails says why and the others go on. It needs a
-GPU of some 100 GiB, 30 GB of disk beside OUT.json for the folder that `load` writes, and no weights. Not run on
-a GPU yet.
+GPU of some 100 GiB, 30 GB of disk beside OUT.json for the folder that `load` writes, and no weights. Not run
+on a GPU yet.
 """
 
 from __future__ import annotations
