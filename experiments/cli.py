@@ -145,11 +145,15 @@ def export_model(
         Literal["stored", "fp32", "bf16", "fp16"],
         typer.Option(help="Of the weights; stored: as now."),
     ] = "stored",
+    step: Annotated[
+        int | None,
+        typer.Option(min=-1, help="Of a run's checkpoint, also while it goes on; -1: the newest."),
+    ] = None,
 ) -> None:
     """Write a model as a folder of its own, in the format of BAGEL's checkpoints."""
     from experiments.launch import run_export
 
-    run_export(checkpoint, out, dtype=dtype)
+    run_export(checkpoint, out, dtype=dtype, step=step)
 
 
 @app.command()

@@ -9,23 +9,31 @@ from typing import Any
 import typer
 
 from gvcot.config import dump, flatten, load, to_dict
+from gvcot.errors import ConfigError
 from gvcot.run_dir import Resume, RunDir
 from rl.config import RLConfig
 from sft.config import CodecTrainConfig, SFTConfig
+
+NEWEST = -1
+"""Instead of a step: the newest checkpoint."""
 
 
 def run_sft(
     recipe: str | Path, overrides: Sequence[str], *, resume: Resume, dry_run: bool, run_dir: Path | None
 ) -> Path | None:
-    """One supervised stage (or the codec); the finished run's folder, None after a dry run."""
+    """One supervised stage (or the codec); the finished run's folder, None after a dry run and in processes
+    that a launcher has started beside worker 0."""
     is_codec = Path(recipe).stem.endswith("codec")
     config = load(CodecTrainConfig if is_codec else SFTConfig, recipe, overrides)
     if dry_run:
         typer.echo(dump(config))
         return None
     from experiments.report import build_report
+    from gvcot import distributed
     from gvcot.tracking import Tracker
 
+    if distributed.follows():
+        return _follow(config)
     run = RunDir.open(run_dir or Path("runs") / config.name, config, resume=resume, seed=config.seed)
     with Tracker(run.path, resume_step=run.resume_step if run.resumed else None) as tracker:
         if isinstance(config, CodecTrainConfig):
@@ -40,6 +48,15 @@ def run_sft(
         tracker.hparams(flatten(to_dict(config)), metrics)
     typer.echo(f"done: {run.path}\nreport: {build_report(run.path)}\nmodel: {run.path / 'final'}")
     return run.path
+
+
+def _follow(config: SFTConfig | CodecTrainConfig) -> None:
+    """One of the workers that a launcher has started beside the first."""
+    if isinstance(config, CodecTrainConfig):
+        raise ConfigError("a codec is trained by one process; start it without a launcher")
+    from sft.train import follow
+
+    follow(config)
 
 
 def run_rl(
@@ -77,17 +94,26 @@ def run_eval(
     return evaluate_folder(find_model(checkpoint), config)
 
 
-def run_export(checkpoint: str | Path, out: Path, *, dtype: str) -> Path:
+def run_export(checkpoint: str | Path, out: Path, *, dtype: str, step: int | None = None) -> Path:
     """Write a model as a folder of its own, in BAGEL's format.
 
     Args:
         checkpoint: model or run folder.
         out: folder to write.
         dtype: a key of `gvcot.model.export.DTYPES`.
+        step: of a run's checkpoint, -1 for the newest; None: the model, or the run's result.
     """
-    from gvcot.model.export import DTYPES, export
-    from gvcot.model.pretrained import find_model
+    from gvcot.model.export import DTYPES, export, write
+    from gvcot.model.pretrained import find_model, history
 
-    export(find_model(checkpoint), out, DTYPES[dtype])
+    if step is None:
+        export(find_model(checkpoint), out, DTYPES[dtype])
+    else:
+        from experiments.checkpoint import model_at
+
+        policy, record = model_at(Path(checkpoint), None if step == NEWEST else step)
+        policy.model.to(DTYPES[dtype])
+        policy.codec.to(DTYPES[dtype])
+        write(policy, history(record), out)
     typer.echo(out)
     return out

@@ -69,6 +69,7 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
         options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
         address=options.address,
+        num_nodes=options.num_nodes,
         other_cpus=scoring.num_workers * scoring.cpus_per_worker,
         other_gpus=scoring.num_workers * scoring.gpus_per_worker,
     )
@@ -77,6 +78,7 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
             PolicyWorker,
             options.num_workers,
             config,
+            num_nodes=options.num_nodes,
             cpus_per_worker=options.cpus_per_worker,
             use_gpu=options.gpus_per_worker > 0,
         )

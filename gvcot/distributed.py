@@ -61,7 +61,10 @@ def init_process_group(device_type: str | None = None) -> DeviceMesh:
 
 @contextmanager
 def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu") -> Iterator[None]:
-    """Run the block as worker 0 of `size` processes on this machine; the others run `member(*args)`.
+    """Run the block as worker 0 of `size` processes; the others run `member(*args)`.
+
+    They are started on this machine, unless a launcher (`torchrun`) has started them, on as many machines as
+    it likes: then each of them calls `follow`.
 
     Args:
         size: workers in all; 1 starts none.
@@ -70,8 +73,14 @@ def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu"
         device: "cpu", or "cuda" where worker k has GPU k of the machine.
 
     Raises:
-        ResourceError: another worker ended before its time; what it said stands on stderr.
+        ResourceError: another worker ended before its time (what it said stands on stderr), or the launcher
+            has started another number of them.
     """
+    if launched():
+        with _launched(size, device):
+            from_leader(args)
+            yield
+        return
     if size == 1:
         was_there = dist.is_initialized()
         try:
@@ -95,7 +104,7 @@ def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu"
             for process, here in others:  # else a worker that died early would be waited for
                 if here not in wait([here, process.sentinel]):
                     raise _death(process)
-            _join(0, size, meeting, device)
+            _join(device, 0, size, meeting)
             yield
         except RuntimeError as error:
             for process, _ in others:
@@ -111,6 +120,36 @@ def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu"
                 process.kill()
 
 
+def launched() -> bool:
+    """Whether a launcher has started this process as one of several workers."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def follows() -> bool:
+    """Whether a launcher has started this process as another worker than worker 0."""
+    return launched() and os.environ["RANK"] != "0"
+
+
+def follow(size: int, member: Callable[..., None], *, device: str = "cpu") -> None:
+    """In a process that `follows`: run `member` with the arguments that worker 0 gives its `team`."""
+    with _launched(size, device):
+        member(*from_leader(()))
+
+
+@contextmanager
+def _launched(size: int, device: str) -> Iterator[None]:
+    started = int(os.environ["WORLD_SIZE"])
+    if started != size:
+        raise ResourceError(
+            f"the launcher has started {started} workers, the recipe asks for {size}: set workers={started}"
+        )
+    _join(device)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def _death(process: SpawnProcess) -> ResourceError:
     return ResourceError(
         f"a worker of this run ended with exit code {process.exitcode} (-9: killed, mostly for want of "
@@ -118,13 +157,15 @@ def _death(process: SpawnProcess) -> ResourceError:
     )
 
 
-def _join(rank: int, size: int, meeting: str, device: str) -> None:
+def _join(device: str, rank: int = -1, size: int = -1, meeting: str | None = None) -> None:
+    """As worker `rank` of `size` that meet at a file; without these as the launcher says."""
     backend = "gloo"
     if device == "cuda":
-        os.environ["LOCAL_RANK"] = str(rank)
-        torch.cuda.set_device(rank)
+        if meeting is not None:
+            os.environ["LOCAL_RANK"] = str(rank)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    where = f"file://{meeting}"
+    where = "env://" if meeting is None else f"file://{meeting}"
     # worker 0 evaluates alone, for as long as that takes
     dist.init_process_group(
         backend, init_method=where, rank=rank, world_size=size, timeout=timedelta(hours=2)
@@ -142,7 +183,7 @@ def _member(
 ) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     ready.send(rank)
-    _join(rank, size, meeting, device)
+    _join(device, rank, size, meeting)
     member(*args)
 
 

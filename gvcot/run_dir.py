@@ -146,6 +146,23 @@ class RunDir:
             raise CheckpointError(f"{pointer} holds {name!r}, expected step_<number>; {self._remedy()}")
         return self._checked(int(step))
 
+    def checkpoint(self, step: int | None = None) -> Checkpoint | None:
+        """The checkpoint of a step, or the newest (None only if none was ever finished).
+
+        Raises:
+            CheckpointError: it is missing or incomplete.
+        """
+        if step is None:
+            return self.latest_checkpoint()
+        fault = _fault(self.checkpoints / f"step_{step}")
+        if fault:
+            complete = [str(s) for s in self._steps() if _fault(self.checkpoints / f"step_{s}") is None]
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.path} {fault}; complete ones are there of the steps "
+                f"{', '.join(complete) or '(none)'}"
+            )
+        return Checkpoint(step, self.checkpoints / f"step_{step}")
+
     @contextmanager
     def save_checkpoint(self, step: int, *, keep: int = 2) -> Iterator[Path]:
         """Yields an empty folder to write into; on a clean exit it becomes `checkpoints/step_<step>`.

@@ -121,6 +121,7 @@ def start(
     *,
     gpus_per_worker: int = 0,
     address: str | None = None,
+    num_nodes: int = 1,
     other_cpus: float = 0.0,
     other_gpus: float = 0.0,
     object_store_mb: int = 300,
@@ -134,6 +135,7 @@ def start(
         gpus_per_worker: 0 or 1.
         address: of a running Ray cluster ("auto" for the one this machine belongs to). The checkout must lie
             at the same path on all of its machines. None starts Ray here.
+        num_nodes: machines of the cluster that the workers will be spread over.
         other_cpus, other_gpus: in all, for actors of an `ActorPool`.
         object_store_mb: shared memory for data in flight between processes; only for a Ray started here.
         log_to_driver: print what workers print.
@@ -169,8 +171,13 @@ def start(
     except ConnectionError as error:
         raise ResourceError(f"no Ray cluster answers at {address!r} ({error}). {_CLUSTER_REMEDY}") from error
     free = ray.available_resources()
+    share = {
+        "CPU": num_workers // num_nodes * cpus_per_worker,
+        "GPU": num_workers // num_nodes * gpus_per_worker,
+    }
     try:
         _check_resources(asked, {name: int(free.get(name, 0)) for name in asked}, "the cluster has free")
+        _check_machines(share, num_nodes)
     except ResourceError:
         ray.shutdown()
         raise
@@ -301,6 +308,18 @@ def _check_resources(asked: dict[str, float], have: dict[str, int], where: str) 
                 f"the recipe asks for {number:g} {name}s for its workers, but {where} {have[name]}. "
                 "Lower the number of workers or of CPUs per worker, or use a larger machine or cluster."
             )
+
+
+def _check_machines(share: dict[str, int], num_nodes: int) -> None:
+    """Workers of one machine's share are never split; a share that fits nowhere would be waited for."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = [m for m in machines if all(m.get(name, 0) >= number for name, number in share.items())]
+    if len(fitting) < num_nodes:
+        raise ResourceError(
+            f"the recipe asks for {num_nodes} machines of {share['CPU']} CPUs and {share['GPU']} GPUs each, "
+            f"{len(fitting)} of the cluster's {len(machines)} machines have as many. Spread the workers over "
+            "more machines (cluster.num_nodes), or lower their number"
+        )
 
 
 def _raising_causes(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -168,6 +168,21 @@ class ClusterConfig:
     address: str | None = None
     """A running Ray cluster; None starts Ray on this machine."""
 
+    num_nodes: int = 1
+    """Machines of the cluster that the workers are spread over, evenly."""
+
+    def __post_init__(self) -> None:
+        if self.num_nodes < 1 or self.num_workers % self.num_nodes:
+            raise ConfigError(
+                f"cluster: {self.num_workers} workers can't be spread evenly over {self.num_nodes} machines; "
+                "give num_nodes a divisor of num_workers"
+            )
+        if self.num_nodes > 1 and self.address is None:
+            raise ConfigError(
+                f"cluster.num_nodes={self.num_nodes} needs a Ray cluster: give its address as "
+                "cluster.address (`ray start --head` says it)"
+            )
+
 
 Probe = Literal["shuffled_x_cot", "true_x_cot", "counterfactual_x_cot"]
 """Which reasoning image the edit is drawn after, instead of the model's own; see `rl.probes`."""

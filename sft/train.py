@@ -65,6 +65,11 @@ def train(config: SFTConfig, run: RunDir, tracker: Tracker, evaluate: Evaluate) 
         return _work(config, run, tracker, evaluate)
 
 
+def follow(config: SFTConfig) -> None:
+    """What a process does that a launcher has started as another worker than the first."""
+    distributed.follow(config.workers, _help, device=config.device)
+
+
 def _help(config: SFTConfig, path: Path, resumed: bool) -> None:
     """The other workers: the same steps on their share of the rows, and no records."""
     _work(config, RunDir(path=path, resumed=resumed), None, None)
@@ -214,11 +219,14 @@ def training_step(config: SFTConfig, builder: BatchBuilder, state: State) -> dic
     }
 
 
-def starting_point(config: SFTConfig) -> Pretrained:
-    """The stage's model (loaded, or new with seeded weights; on the meta device where it is loaded to be
-    sharded), its codec and tokenizer."""
+def starting_point(config: SFTConfig, *, whole: bool = False) -> Pretrained:
+    """The stage's model (loaded, or new with seeded weights), its codec and tokenizer.
+
+    Args:
+        whole: with weights in any case; else a model that is loaded to be sharded is on the meta device.
+    """
     if config.init is not None:
-        whole = config.sharding != "fsdp2"
+        whole = whole or config.sharding != "fsdp2"
         return load_pretrained(find_model(config.init), images=config.images, weights=whole)
     tokenizer = WordTokenizer()
     sizes = config.model

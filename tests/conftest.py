@@ -4,7 +4,7 @@ very small policy."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,3 +146,18 @@ def roll(policy: Pretrained) -> Callable[..., Rolled]:
         return Rolled(policy=policy, chain=bound, config=config, drawn=drawn, prompt_B=prompt_B, rows=rows)
 
     return make
+
+
+@pytest.fixture
+def two_machines() -> Iterator[str]:
+    """The address of a Ray cluster of two machines with one CPU each, as far as Ray can tell."""
+    from rl import cluster  # before Ray: it sets what Ray reads when imported
+
+    from ray.cluster_utils import Cluster  # isort: skip
+
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    machines.add_node(num_cpus=1)
+    assert machines.address is not None
+    yield machines.address
+    cluster.stop()
+    machines.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +20,7 @@ DTYPES = {"stored": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16":
 
 
 def export(folder: Path, out: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint folder anew, with the records of all stages that led to it, and a README that says
-    what BAGEL's own code can read of it.
+    """Write a checkpoint folder anew, as `write` does.
 
     Args:
         folder: a checkpoint folder.
@@ -32,8 +32,13 @@ def export(folder: Path, out: Path, dtype: torch.dtype | None = None) -> None:
     """
     if folder.resolve() == out.resolve():
         raise CheckpointError(f"{out} is the model itself; export it to another folder")
-    policy = load_pretrained(folder, dtype=dtype)
-    save_pretrained(out, policy, {"stages": read_history(folder)}, dtype=None)
+    write(load_pretrained(folder, dtype=dtype), read_history(folder), out)
+
+
+def write(policy: Pretrained, stages: list[dict[str, Any]], out: Path) -> None:
+    """Write a model as it is into a folder, with the records of all stages that led to it, and a README that
+    says what BAGEL's own code can read of it."""
+    save_pretrained(out, policy, {"stages": stages}, dtype=None)
     (out / README).write_text(readme(policy))
 
 

@@ -56,7 +56,8 @@ def find_model(name: str | Path) -> Path:
             return candidate
     raise CheckpointError(
         f"{str(name)!r} holds no model. Expected a folder with config.json and ema.safetensors, a run folder "
-        f"whose run has finished, or {WARM_START!r} for the shipped model"
+        f"whose run has finished (`gvcot export RUN OUT --step -1` makes a folder of one that has not), or "
+        f"{WARM_START!r} for the shipped model"
     )
 
 
@@ -153,7 +154,11 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     path = folder / RECORD_FILE
     if not path.is_file():
         return []
-    record = json.loads(path.read_text())
+    return history(json.loads(path.read_text()))
+
+
+def history(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Records of the stages that led to a record, itself last; as far as they are there."""
     if "stages" in record:
         return record["stages"]
     config = record.get("config", {})

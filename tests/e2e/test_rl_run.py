@@ -18,7 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.bootstrap import compare
-from experiments.launch import run_rl
+from experiments.launch import run_export, run_rl
 from gvcot.data import scenes
 from gvcot.data.pairs.write import write
 from gvcot.errors import ResourceError
@@ -96,6 +96,22 @@ def test_the_result_is_a_model_that_has_moved(straight: Path, policy_folder: Pat
     record = json.loads((straight / "final" / "record.json").read_text())
     assert record["config"]["steps"] == STEPS
     assert "eval/mask_iou" in record["metrics"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_holds_what_the_run_exported(straight: Path, tmp_path: Path) -> None:
+    run_export(straight, tmp_path / "out", dtype="stored", step=STEPS)
+    ours, theirs = load_pretrained(tmp_path / "out").model, load_pretrained(straight / "final").model
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
+
+
+@pytest.mark.slow
+def test_workers_on_two_machines_take_the_same_steps(
+    straight: Path, policy_folder: Path, two_machines: str, tmp_path: Path
+) -> None:
+    where = f"cluster.address={two_machines}", "cluster.num_nodes=2"
+    spread = run(tmp_path / "spread", policy_folder, f"steps={STEPS}", *where)
+    assert lines(spread) == lines(straight)
 
 
 @pytest.mark.slow

@@ -36,6 +36,12 @@ def echo_worker() -> type[cluster.Worker]:
             return value.item(), torch.get_num_threads()
 
         @cluster.register(dispatch_mode=cluster.Dispatch.ONE_TO_ALL)
+        def machine(self) -> str:
+            import ray
+
+            return ray.get_runtime_context().get_node_id()
+
+        @cluster.register(dispatch_mode=cluster.Dispatch.ONE_TO_ALL)
         def fail(self) -> None:
             raise CheckpointError("step_3/state.json is truncated; resume from an earlier step")
 
@@ -114,3 +120,15 @@ def test_two_workers_share_a_batch_reduce_over_gloo_and_raise_their_own_errors()
     finally:
         cluster.stop()
     cluster.stop()
+
+
+@pytest.mark.slow
+def test_workers_are_spread_over_machines(two_machines: str):
+    with pytest.raises(ResourceError, match="0 of the cluster's 2 machines have as many. Spread"):
+        cluster.start(num_workers=2, address=two_machines)
+    cluster.start(num_workers=2, address=two_machines, num_nodes=2)
+    group = cluster.worker_group(echo_worker(), 2, 10, num_nodes=2)
+    assert len(set(group.machine())) == 2
+    assert group.total() == [(3.0, 1), (3.0, 1)]
+    out = group.shift(TensorDict({"x": torch.arange(4.0)}, batch_size=[4]))
+    assert out["y"].tolist() == [10.0, 11.0, 12.0, 13.0]

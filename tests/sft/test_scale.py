@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from gvcot.errors import ConfigError
+from experiments.checkpoint import model_at
+from experiments.launch import run_export, run_sft
+from gvcot.errors import CheckpointError, ConfigError
 from gvcot.model.compute import ComputeConfig, LoRAConfig
-from gvcot.model.pretrained import Pretrained, load_pretrained
+from gvcot.model.pretrained import Pretrained, load_pretrained, read_history
 from gvcot.run_dir import RunDir
 from gvcot.tracking import Tracker, read_metrics
 from sft.config import DataConfig, OptimConfig, SFTConfig
 from sft.train import train
 
 Make = Callable[..., SFTConfig]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -70,13 +76,17 @@ def test_recomputed_activations_change_nothing(stage: SFTConfig, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_sharded_workers_take_the_steps_of_one(stage: SFTConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_sharded_workers_take_the_steps_of_one(stage: SFTConfig, tmp_path: Path, recomputed: bool) -> None:
     """With this seed every step has words, and at each step but one a worker has none."""
     stage = dataclasses.replace(stage, seed=8, batch_size=5, mix={"gvcot": 0.7, "locate": 0.3})
+    compute = ComputeConfig(activation_checkpointing=recomputed)
     alone = run(stage, tmp_path / "alone")
-    sharded = run(stage, tmp_path / "sharded", workers=2, sharding="fsdp2")
+    sharded = run(stage, tmp_path / "sharded", workers=2, sharding="fsdp2", compute=compute)
     assert_alike(sharded, alone, rel=1e-3)
-    again = run(stage, tmp_path / "sharded", workers=2, sharding="fsdp2")  # resumed after its last step
+    again = run(  # resumed after its last step
+        stage, tmp_path / "sharded", workers=2, sharding="fsdp2", compute=compute
+    )
     assert all(torch.equal(again[1][name], value) for name, value in sharded[1].items())
 
 
@@ -103,6 +113,81 @@ def test_adapters_are_trained_and_a_plain_model_comes_out(
     assert moved
     assert all("_moe_gen.weight" in name or "llm2vae" in name or "mlp_moe_gen" in name for name in moved)
     assert any("q_proj_moe_gen" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {
+            "lora": LoRAConfig(rank=2, also=("llm2vae",)),
+            "sharding": "fsdp2",
+            "compute": ComputeConfig(dtype="bfloat16"),
+        },
+    ],
+)
+def test_a_checkpoint_holds_what_the_run_would_export(
+    stage: SFTConfig, policy_folder: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    _, after = run(stage, tmp_path / "run", save_every=2, **how)
+    policy, record = model_at(tmp_path / "run")
+    assert record["step"] == 3
+    assert all(torch.equal(value, after[name]) for name, value in policy.model.state_dict().items())
+    run_export(tmp_path / "run", tmp_path / "earlier", dtype="stored", step=2)
+    earlier = load_pretrained(tmp_path / "earlier").model.state_dict()
+    before = load_pretrained(policy_folder).model.state_dict()
+    moved = [not torch.equal(earlier[name], value) for name, value in before.items()]
+    still = [not torch.equal(earlier[name], value) for name, value in after.items()]
+    assert any(moved)
+    assert moved == still
+    stages = read_history(tmp_path / "earlier")
+    assert [s.get("step") for s in stages][-1] == 2
+    assert stages[0]["made"] == "by tests"
+    with pytest.raises(CheckpointError, match="complete ones are there of the steps 2, 3"):
+        model_at(tmp_path / "run", 1)
+
+
+@pytest.mark.slow
+def test_a_launcher_s_workers_on_several_machines_take_the_same_steps(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    """`torchrun`, once for each machine."""
+    settings = [
+        f"init={policy_folder}",
+        f"codec={policy_folder}",
+        "steps=2",
+        "batch_size=4",
+        "workers=2",
+        "threads=1",
+        "data.num_samples=null",
+        "data.shard=4",
+        "eval.num_samples=2",
+        "eval.num_steps=2",
+        "log_every=1",
+    ]
+    here = run_sft("sft/tiny-stage2", settings, resume="auto", dry_run=False, run_dir=tmp_path / "here")
+    assert here is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launch += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    what = ["-m", "experiments.cli", "sft", "tiny-stage2", *settings, "--run-dir", str(tmp_path / "there")]
+    machines = [
+        subprocess.Popen([*launch, f"--node-rank={k}", *what], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for k in range(2)
+    ]
+    for machine in machines:
+        _, said = machine.communicate(timeout=600)
+        assert machine.returncode == 0, said
+    there = load_pretrained(tmp_path / "there" / "final").model.state_dict()
+    for name, value in load_pretrained(here / "final").model.state_dict().items():
+        assert torch.equal(there[name], value), name
+    ours, theirs = (
+        [row["sft/loss"] for row in read_metrics(folder) if "sft/loss" in row]
+        for folder in (here, tmp_path / "there")
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(
