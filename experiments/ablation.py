@@ -103,7 +103,7 @@ def run_ablation(config: SweepConfig, root: Path | None) -> bool:
     """Run the sweep of `ablation`, as `run_sweep` does, and measure what scoring takes.
 
     Raises:
-        CheckpointError: the recipe's model is unusable.
+        CheckpointError, RewardError: as `scoring_seconds`.
         ConfigError, ResourceError: as `run_trials`.
     """
     root = root or default_root(config)
@@ -121,7 +121,11 @@ def scoring_seconds(config: RLConfig, repeats: int = 3) -> dict[str, float]:
     """Seconds that each reward takes of a training step, in which the workers score side by side.
 
     Measured in this process on the true pictures of training scenes, with a worker's threads; the median over
-    some steps' scenes.
+    some steps' scenes. Rewards are started before.
+
+    Raises:
+        CheckpointError: the recipe's model is unusable.
+        ConfigError, RewardError: a reward can't be started.
     """
     import torch
 
@@ -135,6 +139,8 @@ def scoring_seconds(config: RLConfig, repeats: int = 3) -> dict[str, float]:
     policy = load_pretrained(find_model(config.model))
     chain = Chain(config.chain, policy.tokenizer, has_vit=policy.model.config.vit is not None)
     rewards = build_rewards(config.rewards, provides(chain, config.data.pairs))
+    for reward in rewards.values():
+        reward.start()
     num, prompts = config.prompts_per_step, TrainingPrompts(config.data)
     prompt_B = torch.arange(num).repeat_interleave(config.group_size)
     taken: dict[str, list[float]] = {name: [] for name in rewards}

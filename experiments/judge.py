@@ -23,7 +23,8 @@ def serve(recipe: str, overrides: Sequence[str], log: Path) -> None:
         log: file for vLLM's output.
 
     Raises:
-        ConfigError, ResourceError: see `load` and the servers.
+        ConfigError: see `load`.
+        ResourceError: vLLM doesn't start, or ends by itself.
     """
     config = load(ServeConfig, recipe, overrides)
     if config.vllm is not None:
@@ -36,15 +37,13 @@ def serve(recipe: str, overrides: Sequence[str], log: Path) -> None:
 
 
 def _serve_vllm(config: VLLMConfig, host: str, port: int, log: Path) -> None:
-    from rewards.judge.vllm_server import running_vllm
+    from rewards.judge.vllm_server import serve_vllm
 
     # a terminated process must end its server, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     Console().print(f"starting {config.model}; its output is in {log}", highlight=False)
     try:
-        with running_vllm(config, host, port, log) as url:
-            _announce(url, config.name)
-            signal.pause()
+        serve_vllm(config, host, port, log, lambda url: _announce(url, config.name))
     except KeyboardInterrupt:
         Console().print("stopped")
 

@@ -72,6 +72,7 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
         num_nodes=options.num_nodes,
         other_cpus=scoring.num_workers * scoring.cpus_per_worker,
         other_gpus=scoring.num_workers * scoring.gpus_per_worker,
+        object_store_mb=object_store_mb(config, len(phases)),
     )
     try:
         policy = cluster.worker_group(
@@ -98,6 +99,13 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
         tracker.hparams(flatten(to_dict(config)), evaluator.latest)
     finally:
         cluster.stop()
+
+
+def object_store_mb(config: RLConfig, num_phases: int) -> int:
+    """Shared memory for two steps' drawn images, which is nearly all that travels; what does not fit would go
+    through the disk."""
+    images = 2 * config.prompts_per_step * config.group_size * num_phases
+    return max(300, images * 3 * config.data.size**2 * 4 >> 20)
 
 
 def collector(config: RLConfig, policy: cluster.WorkerGroup, model: Path) -> Collector:
@@ -147,8 +155,14 @@ class Watcher:
         self._samples = TrainingPrompts(config.data)
         self._bad = BadLog(run.path)
         self._alarms = Alarms(config.active_alarms())
+        self.ended = False
         for line in read_metrics(run.path):  # of a run that goes on
-            self._alarms.update(line["step"], line)
+            rings = self._alarms.update(line["step"], line)
+            self.ended |= any(ring.name in config.stop_on for ring in rings)
+        if self.ended:
+            bar.console.print(
+                f"the run was ended at step {start} by an alarm of stop_on; to go on, take it out of there"
+            )
 
     def stepped(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> bool:
         """After each step: its chains, their scores and its logged scalars. True if an alarm of `stop_on`

@@ -13,7 +13,7 @@ Dimension legend: B images or texts, T text tokens, D values of an embedding, H 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from gvcot.errors import CheckpointError, ConfigError, closest
+from gvcot.errors import CheckpointError, ConfigError, DataError, closest
 from gvcot.model.tokenizer import WordTokenizer
 from gvcot.torchvision_cpu import declare_missing_operators
 
@@ -78,6 +78,16 @@ class ClipModel:
         device = next(self.network.parameters()).device
         text_BD = self.network.encode_text(self.tokenize(list(row)).to(device), normalize=True)
         return text_BD[[row[text] for text in texts]]
+
+    def unread(self, texts: Iterable[str]) -> dict[str, str]:
+        """The texts among these that the tokenizer can't take, and why."""
+        found: dict[str, str] = {}
+        for text in dict.fromkeys(texts):
+            try:
+                self.tokenize([text])
+            except DataError as error:
+                found[text] = str(error)
+        return found
 
 
 def load_clip(name: str = SCENES, weights: str | Path | None = None) -> ClipModel:

@@ -170,6 +170,4 @@ def described(name: str, reward: type[Reward]) -> str:
     needs = ", ".join(sorted(getattr(reward, "requires", ()))) or "what its options say"
     reaches = getattr(reward, "reaches", "what its options say")
     lines += ["", f"Needs {needs}. Reaches {reaches}, the last image that can change it."]
-    return "\n".join(
-        [*lines, "", f"Needs {needs}. Reaches {reward.reaches}, the last image that can change it."]
-    )
+    return "\n".join(lines)

@@ -8,6 +8,8 @@ Dimension legend: B chains, D values of an embedding, H W pixels. Images are flo
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from gvcot.errors import ConfigError, closest
 from gvcot.types import RewardResult
 from rewards.base import Reward, RewardBatch, result
 from rewards.fidelity import outside
+
+logger = logging.getLogger(__name__)
 
 NEUTRAL = 0.0
 """Grey that hides what is inside the change mask, in edit and source alike."""
@@ -73,7 +77,9 @@ class ClipDirection(Reward):
     caption ("a small red circle") stands for before and the instruction ("make the circle blue") for after.
     The unedited source scores 0; below `min_change` the score shrinks with the move.
 
-    Missing where the region has no caption. Part: `change` |d_image|.
+    Missing where the texts have no direction. Parts: `change` |d_image|; `missing_caption`, 1 where that is
+    because the region has no caption, or one that says the same as the instruction; `missing_words`, 1 where
+    it is because of words that the network's tokenizer doesn't know.
     """
 
     name = "clip_direction"
@@ -99,14 +105,30 @@ class ClipDirection(Reward):
     @torch.no_grad()
     def score(self, batch: RewardBatch) -> RewardResult:
         image_BD = self._clip.images(batch.image("x_edit")) - self._clip.images(batch.source_rt_B3HW)
-        # Without a caption both texts are empty, and encoded as one: there is no direction.
-        after = [sample.instruction if sample.region_caption else "" for sample in batch.samples]
-        before = [sample.region_caption for sample in batch.samples]
+        pairs = [(s.region_caption, s.instruction) if s.region_caption else ("", "") for s in batch.samples]
+        unread = self._clip.unread(text for pair in pairs for text in pair)
+        is_unread = [bool(unread.keys() & pair) for pair in pairs]
+        if unread:
+            first = next(iter(unread.values()))
+            logger.warning(
+                "%s: %d of %d scores are missing: %s", self.name, sum(is_unread), len(pairs), first
+            )
+        # Two empty texts are encoded as one: there is no direction.
+        pairs = [("", "") if bad else pair for pair, bad in zip(pairs, is_unread, strict=True)]
+        before, after = ([pair[i] for pair in pairs] for i in (0, 1))
         after_BD, before_BD = self._clip.texts([*after, *before]).chunk(2)
         text_BD = after_BD - before_BD
         change_B, length_B = image_BD.norm(dim=1), text_BD.norm(dim=1)
         scale_B = change_B.clamp_min(self.min_change) * length_B.clamp_min(1e-6)
-        return result((image_BD * text_BD).sum(dim=1) / scale_B, length_B > 0, change=change_B)
+        valid_B = length_B > 0
+        unread_B = valid_B.new_tensor(is_unread)
+        return result(
+            (image_BD * text_BD).sum(dim=1) / scale_B,
+            valid_B,
+            change=change_B,
+            missing_caption=~valid_B & ~unread_B,
+            missing_words=unread_B,
+        )
 
 
 def _masked(image_B3HW: Tensor, keep_BHW: Tensor) -> Tensor:

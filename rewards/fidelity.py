@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gvcot.errors import ConfigError, RewardError
+from gvcot.errors import ConfigError
 from gvcot.types import RewardResult
 from rewards.base import Reward, RewardBatch, result
 
@@ -52,12 +52,8 @@ class EditAccuracy(Reward):
         self.min_change = min_change
 
     def score(self, batch: RewardBatch) -> RewardResult:
-        if batch.target_rt_B3HW is None:
-            raise RewardError(
-                f"reward {self.name}: the batch has no targets; it declares that it requires them, "
-                "so fill target_rt_B3HW or leave the reward out"
-            )
-        target_B3HW = batch.target_rt_B3HW.float()
+        # None where no sample of this batch has one; then no score is valid.
+        target_B3HW = (batch.source_rt_B3HW if batch.target_rt_B3HW is None else batch.target_rt_B3HW).float()
         change_BHW, known_B = batch.change_mask_BHW()
         has_target_B = known_B.new_tensor([sample.target_HW3 is not None for sample in batch.samples])
         error_B = mean_inside((batch.image("x_edit") - target_B3HW).abs_(), change_BHW) / 2

@@ -33,6 +33,9 @@ Evaluate = Callable[[int], dict[str, float]]
 class Observer(Protocol):
     """Sees what is logged, and may end training."""
 
+    ended: bool
+    """Whether it ended the run that is resumed."""
+
     def stepped(self, step: int, chains: TensorDict, scores: TensorDict, metrics: dict[str, float]) -> bool:
         """After a step: its chains, their scores and its logged scalars. True to end training."""
         ...
@@ -78,7 +81,7 @@ def train(
         tracker.log(step, metrics)
         return observer.evaluated(step, metrics)
 
-    ended = step == 0 and evaluation()
+    ended = observer.ended or (step == 0 and evaluation())
     spent = 0.0
     while not ended and step < config.steps and (config.max_seconds is None or spent < config.max_seconds):
         clock = Clock()

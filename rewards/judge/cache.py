@@ -34,8 +34,8 @@ def cache_key(*, images: Sequence[bytes], **asked: Any) -> str:
 class ScoreCache:
     """Scores by key. One connection, to be used by one thread of one process; the file may be shared.
 
-    A file that can't be read or written for the moment (locked, a full disk) ends nothing: its scores are
-    asked for, and paid, again. That is warned of once.
+    A file that can't be read or written for the moment (locked, a full disk), or at a place that is damaged,
+    ends nothing: its scores are asked for, and paid, again. That is warned of once.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -72,7 +72,7 @@ class ScoreCache:
         """The first row, if any; None where the file can't be used."""
         try:
             return self._connection.execute(statement, values).fetchone()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if not self._warned:
                 logger.warning("the judge's cache can't be used: %s; scores are asked for again", error)
             self._warned = True

@@ -12,10 +12,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import httpx
 
@@ -72,17 +72,44 @@ def running_vllm(
         ResourceError: no environment, or the server ends or isn't healthy within `start_timeout_s`; with the
             end of its output.
     """
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _healthy(config, host, port, log or Path(scratch) / "vllm.log") as (url, _),
+    ):
+        yield url
+
+
+def serve_vllm(
+    config: VLLMConfig, host: str, port: int, log: Path, announce: Callable[[str], None]
+) -> NoReturn:
+    """Serve until interrupted.
+
+    Args:
+        config, host, port, log: as for `running_vllm`.
+        announce: told the base URL once the server is healthy.
+
+    Raises:
+        ResourceError: as `running_vllm`, or the server ends later on; with the end of its output.
+    """
+    with _healthy(config, host, port, log) as (url, process):
+        announce(url)
+        process.wait()  # vLLM ends itself when its engine does
+        raise ResourceError(f"vLLM {_ending(process)} while it was serving; start it again. {_tail(log)}")
+
+
+@contextmanager
+def _healthy(
+    config: VLLMConfig, host: str, port: int, log: Path
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     port = port or _free_port(host)
     arguments = command(config, host, port)
-    with tempfile.TemporaryDirectory() as scratch:
-        log = log or Path(scratch) / "vllm.log"
-        with log.open("w") as output:
-            process = _spawn(arguments, config, output)
-            try:
-                _wait_until_healthy(f"http://{host}:{port}", process, config.start_timeout_s, log)
-                yield f"http://{host}:{port}/v1"
-            finally:
-                _end(process)
+    with log.open("w") as output:
+        process = _spawn(arguments, config, output)
+        try:
+            _wait_until_healthy(f"http://{host}:{port}", process, config.start_timeout_s, log)
+            yield f"http://{host}:{port}/v1", process
+        finally:
+            _end(process)
 
 
 def _spawn(arguments: list[str], config: VLLMConfig, output: IO[str]) -> subprocess.Popen[bytes]:
@@ -105,9 +132,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], timeout_s: f
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ResourceError(
-                f"vLLM ended while starting, with exit code {process.returncode}. {_tail(log)}"
-            )
+            raise ResourceError(f"vLLM {_ending(process)} while starting. {_tail(log)}")
         try:
             if httpx.get(url + "/health", timeout=2, trust_env=False).is_success:
                 return
@@ -118,6 +143,11 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], timeout_s: f
         f"vLLM was not healthy after {timeout_s:.0f} s; raise vllm.start_timeout_s if it was still loading. "
         + _tail(log)
     )
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _tail(log: Path) -> str:

@@ -182,6 +182,9 @@ def test_an_alarm_ends_the_run_as_its_last_step_would(policy_folder: Path, tmp_p
         "stop_on=[copies]",
     )
     assert [line["step"] for line in lines(stopped)] == [1, 2]
+    again = "steps=5", "cluster.num_workers=1", f"alarms.copies={alarm}", "stop_on=[copies]"
+    run(stopped, policy_folder, *again)  # and stays ended
+    assert [line["step"] for line in lines(stopped)] == [1, 2]
     assert [line["step"] for line in read_metrics(stopped) if "eval/mask_iou" in line] == [0, 2]
     assert [line["step"] for line in read_metrics(stopped) if "alarm/copies" in line] == [2]
     assert (stopped / "final" / "ema.safetensors").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from experiments.cli import main
@@ -62,6 +64,51 @@ def test_a_missing_environment_says_how_to_build_it(capsys: pytest.CaptureFixtur
     assert "there is no nowhere/bin/python. Build it with `make vllm`" in capsys.readouterr().err
 
 
+VLLM = """#!{python}
+import http.server, sys, time
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Healthy).handle_request()
+{life}
+"""
+
+
+def serve_stand_in(folder: Path, life: str) -> list[str]:
+    """The command with a stand-in for vLLM: says once that it is healthy, and then does what `life` says."""
+    script = folder / "python"
+    script.write_text(VLLM.format(python=sys.executable, life=life))
+    script.chmod(0o755)
+    command = [sys.executable, "-m", "experiments.cli", "judge", "serve", "learned"]
+    return [*command, f"vllm.python={script}", f"port={free_port()}", "--log", str(folder / "judge.log")]
+
+
+def test_a_vllm_that_dies_ends_the_command_with_its_last_words(tmp_path: Path) -> None:
+    command = serve_stand_in(tmp_path, "sys.exit('EngineDeadError')")
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert "model: learned-judge}]" in ended.stdout
+    assert "vLLM ended with exit code 1 while it was serving" in ended.stderr
+    assert ended.stderr.rstrip().endswith("EngineDeadError")
+
+
+def test_a_terminated_command_ends_its_vllm(tmp_path: Path) -> None:
+    command = serve_stand_in(tmp_path, "time.sleep(600)")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "model: learned-judge}]" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait(timeout=20) == 0
+    found = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    assert not found
+
+
 def test_two_judges_in_one_recipe_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["judge", "serve", "scenes", "vllm.model=x"])
@@ -79,3 +126,18 @@ def test_injections_are_tried_on_a_server(
     said = capsys.readouterr().out
     assert "image_verified" in said
     assert said.count("+0.00") == 2 * len(INJECTIONS)
+
+
+@pytest.mark.slow
+def test_the_measurement_of_throughput_runs(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    script = Path(__file__).parents[2] / "docs" / "measured" / "judge_throughput.py"
+    subprocess.run([sys.executable, script, out, "2"], check=True, timeout=600)
+    found = json.loads(out.read_text())
+    faulty = found.pop("with faults")
+    assert found.pop("edits") == 2
+    assert len(found) == 2 * 4 + 2 * 2 + 1
+    assert all(speed > 0 for speed in found.values())
+    assert found["warm cache, answers after .3 s"] > found["cold cache, answers after .3 s"]
+    assert faulty["same_scores"]
+    assert faulty["samples_per_second"] > 0

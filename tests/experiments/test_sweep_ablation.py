@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from experiments import cli
-from experiments.ablation import ablation, scoring_seconds
+from experiments.ablation import ablation, run_ablation, scoring_seconds
+from experiments.sweep import SWEEP_FILE
 from experiments.sweep_config import SweepConfig, plan
-from gvcot.config import load
+from experiments.sweep_report import scoring_table
+from experiments.sweep_results import SCORING_FILE, collect
+from experiments.sweep_trial import Record, write_record
+from gvcot.config import dump, load
 from gvcot.errors import ConfigError
+from rewards.registry import REWARDS
 from rl.config import RLConfig
 
 
@@ -92,8 +99,65 @@ def test_a_dry_run_names_all_arms(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands[0].startswith("all-seed1: ")
 
 
-def test_scoring_is_timed_for_every_reward(policy_folder: Path) -> None:
-    overrides = [f"model={policy_folder}", "prompts_per_step=2", "group_size=2"]
-    seconds = scoring_seconds(load(RLConfig, "rl/tiny", overrides), repeats=1)
-    assert set(seconds) == {"mask_iou", "edit_accuracy", "preservation", "format"}
-    assert all(value > 0 for value in seconds.values())
+OWN = """
+from rewards.base import Reward, result
+
+class Connected(Reward):
+    name = "connected"
+    requires = frozenset({"x_edit"})
+    reaches = "x_edit"
+    is_open = False
+
+    def start(self):
+        self.is_open = True
+
+    def score(self, batch):
+        assert self.is_open
+        return result(batch.image("x_edit").mean(dim=(1, 2, 3)))
+"""
+
+
+def small(policy_folder: Path) -> list[str]:
+    return [f"model={policy_folder}", "prompts_per_step=2", "group_size=2", "data.seed=3"]
+
+
+def test_scoring_is_timed_for_every_reward(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the recipe, the other built-in ones that need nothing more, and one that has to be started."""
+    (tmp_path / "own_rewards.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    added = {name: name for name in REWARDS if name not in ("lpips", "vlm_judge")}
+    added |= {"own": "own_rewards:Connected"}
+    overrides = [f"rewards.{name}.type={kind}" for name, kind in added.items()]
+    config = load(RLConfig, "rl/tiny", [*small(policy_folder), *overrides])
+    seconds = scoring_seconds(config, repeats=1)
+    assert set(seconds) == {*REWARDS, "own"} - {"lpips", "vlm_judge"}
+    assert all(0 < value < math.inf for value in seconds.values())
+
+
+def test_what_scoring_takes_is_measured_once_and_reported(
+    policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an ablation whose runs have ended already, with steps of two seconds."""
+    monkeypatch.setenv("COLUMNS", "200")
+    config = two_rewards(*small(policy_folder))
+    for trial, run in plan(config):
+        folder = tmp_path / trial.name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(dump(run))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "time/step": 2.0}) + "\n")
+        write_record(tmp_path, trial.name, Record(state="done", seconds=60.0))
+    (tmp_path / SWEEP_FILE).write_text(dump(config))
+    assert run_ablation(config, tmp_path)
+    seconds = json.loads((tmp_path / SCORING_FILE).read_text())
+    assert list(seconds) == ["mask_iou", "edit_accuracy"]
+    assert all(0 < value < math.inf for value in seconds.values())
+    rows = [[name, f"{1000 * s:.1f}", f"{s / 2.0:.2%}"] for name, s in seconds.items()]
+    assert scoring_table(collect(config, tmp_path)).rows == rows
+    printed, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
+    for text in ("what scoring takes", *rows[0], *rows[1]):
+        assert text in printed
+        assert text in page
+    assert run_ablation(config, tmp_path)
+    assert json.loads((tmp_path / SCORING_FILE).read_text()) == seconds

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.sweep_trial import last_error, read_record, run_trial
+from experiments.sweep import is_finished
+from experiments.sweep_config import Trial
+from experiments.sweep_trial import Record, last_error, read_record, run_trial, write_record
+from gvcot.config import dump, load
+from rl.config import RLConfig
 
 
 def test_how_a_trial_ended_is_noted_with_what_it_said(tmp_path: Path) -> None:
@@ -26,6 +30,21 @@ def test_how_a_trial_ended_is_noted_with_what_it_said(tmp_path: Path) -> None:
     assert (done.state, done.error) == ("done", "")
     assert done.seconds > failed.seconds > 0  # of both attempts
     assert "name: tiny-rl" in (tmp_path / "trials" / "a-seed0.log").read_text()
+
+
+def test_a_trial_is_done_until_it_is_asked_for_another_run(tmp_path: Path) -> None:
+    trial, run = Trial("a", 0, ()), load(RLConfig, "rl/tiny", ["steps=3"])
+    assert not is_finished(tmp_path, trial, run)
+    (tmp_path / trial.name).mkdir()
+    settings = dump(run).splitlines(keepends=True)
+    older = "".join(line for line in settings if not line.startswith("shuffle_rewards"))  # a later setting
+    assert older != dump(run)
+    (tmp_path / trial.name / "config.yaml").write_text(older)
+    write_record(tmp_path, trial.name, Record(state="done", error="", seconds=1.0))
+    assert is_finished(tmp_path, trial, run)
+    assert not is_finished(tmp_path, trial, load(RLConfig, "rl/tiny", ["steps=4"]))
+    (tmp_path / trial.name / "config.yaml").write_text(dump(run) + "gone: 1\n")
+    assert not is_finished(tmp_path, trial, run)
 
 
 def test_a_trial_ends_with_the_process_that_started_it() -> None:

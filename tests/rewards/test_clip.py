@@ -127,6 +127,24 @@ def test_clip_direction_is_missing_without_a_caption(batch):
     assert got.raw_B.isfinite().all()
 
 
+def test_a_sample_of_unknown_words_alone_is_missing_and_says_so(batch, caplog):
+    """Words that the small network doesn't know, in instruction or caption, beside good samples."""
+    samples = list(batch.samples)
+    samples[0] = replace(samples[0], instruction="dye the zeppelin")
+    samples[1] = replace(samples[1], region_caption="a zeppelin")
+    samples[2] = replace(samples[2], region_caption="")
+    samples[3] = replace(samples[3], region_caption=samples[3].instruction)
+    got, known = ClipDirection().score(replace(batch, samples=samples)), ClipDirection().score(batch)
+    assert got.valid_B.tolist() == [False] * 4 + [True] * (len(samples) - 4)
+    assert got.parts["missing_words"].tolist() == [1, 1] + [0] * (len(samples) - 2)
+    assert got.parts["missing_caption"].tolist() == [0, 0, 1, 1] + [0] * (len(samples) - 4)
+    assert got.raw_B[4:].tolist() == pytest.approx(known.raw_B[4:].tolist(), abs=1e-5)
+    assert not known.parts["missing_words"].any()
+    (warning,) = caplog.messages
+    assert warning.startswith("clip_direction: 2 of 48 scores are missing: words outside")
+    assert "'zeppelin'" in warning
+
+
 def test_bad_options_are_refused():
     with pytest.raises(ConfigError, match="unknown region 'inside'"):
         ClipImage(region="inside")

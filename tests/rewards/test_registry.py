@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 from gvcot.errors import ConfigError
 from rewards.base import Reward
@@ -83,6 +85,33 @@ def test_tasks_and_gates_come_from_the_recipe():
     assert built["all"].tasks is None
     with pytest.raises(ConfigError, match=r"rewards.all.gate.reward: there is no other reward 'some'"):
         build_rewards({"all": configs["all"]}, EVERYTHING)
+
+
+@pytest.mark.parametrize("name", [name for name in REWARDS if name not in ("vlm_judge", "lpips")])
+def test_a_sample_that_lacks_everything_costs_its_own_score_alone(name, make_batch, square):
+    """Whatever is optional in a dataset is absent and no word is known, beside a good sample and alone. (The
+    judge asks no more of a sample than an instruction; lpips, like ssim, where the outside is.)"""
+    batch = make_batch([square(4, 4, 9, 9)] * 2)
+    good = replace(batch.samples[0], region_caption="a red circle", instruction="remove the red circle")
+    poor = replace(
+        good,
+        instruction="dye the zeppelin",
+        region_caption="a zeppelin",
+        target_HW3=None,
+        change_mask_HW=None,
+        things=(),
+        referents=(),
+    )
+    reward = build_rewards({name: RewardConfig(type=name)}, EVERYTHING)[name]
+    mixed = score_all({name: reward}, replace(batch, samples=[good, poor]))[name]
+    alone = replace(batch.rows(torch.tensor([0])), samples=[poor], target_rt_B3HW=None)
+    found = score_all({name: reward}, alone)[name]
+    whole = score_all({name: reward}, replace(batch, samples=[good, good]))[name]
+    needs_more = bool(reward.requires - {"x_cot", "x_edit", "mask"})
+    assert found.raw_B.isfinite().all()
+    assert mixed.valid_B.tolist() == [whole.valid_B[0].item(), whole.valid_B[1].item() and not needs_more]
+    assert mixed.raw_B[0] == pytest.approx(whole.raw_B[0].item(), abs=1e-5)
+    assert found.valid_B.tolist() == mixed.valid_B[1:].tolist()
 
 
 def test_options_reach_the_reward():

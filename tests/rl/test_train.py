@@ -190,6 +190,7 @@ class Loop:
         self.evaluations: dict[int, dict[str, float]] = {}
         self.ends: Callable[[dict[str, float]], bool] = lambda metrics: False
         self.observed: list[tuple[int, dict[str, float]]] = []
+        self.ended = False
 
     def update(self, rows: TensorDict) -> TensorDict:
         return TensorDict({"loss": torch.tensor([1.0])}, batch_size=[1])
@@ -218,6 +219,17 @@ class Loop:
             return train(
                 self.config, policy, self.collect, REACHES, PHASES, self.run, tracker, self.evaluate, self
             )
+
+
+def test_a_run_that_its_observer_ended_stays_ended(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+    loop.ends = lambda metrics: "policy/loss" in metrics
+    assert loop() == 1
+    again = Loop(tmp_path / "run")
+    again.ended = True
+    assert again() == 1
+    again.ended = False
+    assert again() == 4
 
 
 def test_the_observer_sees_every_logged_line(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
     mask_HW = mask(record.get("mask"), "mask")
     if not mask_HW.any():
         raise SampleError("empty_mask", "no pixel of it is left" if fit.size else "no pixel is set")
-    parts = [mask(part, "regions") for part in sequence(record, "regions")]
+    parts = [part for given in sequence(record, "regions") if (part := mask(given, "regions")).any()]
     things = [mask(thing, "things") for thing in sequence(record, "things")]
     change = record.get("change_mask")
     return EditSample(
@@ -117,7 +117,7 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
         task=task,
         referral=choice(record, "referral", (*get_args(Referral), "unknown"), "unknown"),
         mask_HW=mask_HW,
-        regions=tuple(region(part) for part in parts or connected(mask_HW) if part.any()),
+        regions=tuple(region(part) for part in parts or connected(mask_HW)),
         paint=cast(PaintStyle, choice(record, "paint", get_args(PaintStyle), "mask")),
         region_caption=text(record, "region_caption", ""),
         scene_caption=text(record, "scene_caption", ""),
@@ -239,6 +239,10 @@ def text(record: Mapping[str, Any], name: str, default: str | None = None) -> st
         return default
     if not isinstance(value, str):
         raise SampleError("bad_field", f"{name}: expected text, got {value!r:.50}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can hold half of an emoji, which no tokenizer takes
+        raise SampleError("bad_field", f"{name}: no valid Unicode ({error.reason}): {value!r:.50}") from error
     return value
 
 

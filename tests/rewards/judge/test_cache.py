@@ -57,6 +57,23 @@ def test_a_file_that_cannot_be_used_for_the_moment_ends_nothing(
     cache.close()
 
 
+def test_a_damaged_page_costs_its_scores_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "scores.sqlite"
+    cache = ScoreCache(path)
+    for i in range(500):
+        cache.put(f"key {i:04}", float(i))
+    cache.close()
+    with path.open("r+b") as file:
+        file.seek(4096)  # the first page says what is in the file
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    damaged = ScoreCache(path)
+    assert damaged.get(["key 0007"]) is None
+    damaged.put("key 0007", 7.0)
+    damaged.close()
+    (warning,) = caplog.messages
+    assert warning.startswith("the judge's cache can't be used: database disk image is malformed")
+
+
 def test_without_a_path_scores_are_kept_in_memory_alone():
     cache, other = ScoreCache(None), ScoreCache(None)
     cache.put("a", 1.0)

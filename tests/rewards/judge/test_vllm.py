@@ -188,7 +188,7 @@ def test_checklists_and_outlines(url: str) -> None:
 def test_a_model_that_does_not_load_is_told_with_vllm_s_last_words(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with (
-        pytest.raises(ResourceError, match=r"vLLM ended while starting, with exit code 1. The end of its"),
+        pytest.raises(ResourceError, match=r"vLLM ended with exit code 1 while starting. The end of its"),
         running_vllm(VLLMConfig(model=str(tmp_path), env={"HF_HUB_OFFLINE": "1"})),
     ):
         pass

@@ -84,6 +84,11 @@ def test_the_least_that_a_record_needs(tmp_path: Path) -> None:
     assert sample is not None
     assert (sample.mask_HW == mask_HW.astype(bool)).all()
     assert [part.box for part in sample.regions] == [(3, 2, 9, 5), (40, 40, 60, 42)]
+    nothing = {"size": [64, 64], "counts": [64 * 64]}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(record | {"regions": [nothing]}) + "\n")
+    again = PairDataset(PairsConfig(path=str(tmp_path)), size=64, need_target=False).sample(0)
+    assert again is not None
+    assert [part.box for part in again.regions] == [part.box for part in sample.regions]
     assert (sample.instruction, sample.referral, sample.paint) == ("make it red", "unknown", "mask")
     assert sample.target_HW3 is None
     assert sample.change_mask_HW is None
@@ -122,6 +127,8 @@ BROKEN = {
     "bad_field ": {"referents": ["a"]},
     "bad_field  ": {"pointers": [["a"]]},
     "bad_field   ": {"paint": "brush"},
+    "bad_field    ": {"instruction": "remove the \ud83d"},
+    "bad_field     ": {"region_caption": "\ud83d"},
     "mask_size ": {"change_mask": {"size": 64, "counts": "X"}},
 }
 
