@@ -4,9 +4,9 @@
     python docs/measured/best_of_n.py http://127.0.0.1:8100/v1 learned-judge OUT.json [SCENES] [DRAWS]
 
 The warm start draws DRAWS (32) chains of each of SCENES (128) val scenes. The curves are exact expectations
-over which n of them were drawn (the estimator of arXiv 2112.09332, appendix I): of the judge's own score and of
-the exact judge's for the edit that the judge likes best, and of the exact judge's for the one that it would
-choose itself.
+over which n of them were drawn (the estimator of arXiv 2112.09332, appendix I): of the judge's own score and
+of the exact judge's for the edit that the judge likes best, and of the exact judge's for the one that it
+would choose itself.
 
 Legend: D draws, S scenes.
 """
