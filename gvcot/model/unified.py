@@ -204,17 +204,17 @@ class UnifiedModel(nn.Module):
                 tokens = features + self.vit_pos_embed(table_rows_N)
                 x_U = x_U.index_copy(0, rows_IN.flatten(), tokens.flatten(0, 1))
         elif self.sharded and self.config.vit is not None and torch.is_grad_enabled():
-            x_U = x_U + 0.0 * self._no_features().sum()
+            x_U = x_U + 0.0 * self._blank_features().sum()
         latents = self.vae2llm(packed.latent_GD.to(self.vae2llm.weight.dtype))
         times = self.time_embedder(packed.t_S)[packed.latent_segment_G]
         return x_U, latents + times + self.latent_pos_embed(packed.latent_rows_G)
 
-    def _no_features(self) -> Tensor:
-        """The ViT's features of no images."""
+    def _blank_features(self) -> Tensor:
+        """The ViT's features of one blank patch: of no patches, some attention kernels on GPUs refuse."""
         assert self.config.vit is not None
         patch, weight = self.config.vit.patch, self.vit_model.vision_model.post_layernorm.weight
         one_row = torch.zeros(1, dtype=torch.int64, device=weight.device)
-        return self.connector(self.vit_model(weight.new_zeros(0, 3, patch, patch), one_row))
+        return self.connector(self.vit_model(weight.new_zeros(1, 3, patch, patch), one_row))
 
     def _velocity(self, x_MH: Tensor) -> Tensor:
         return _at_least_fp32(self.llm2vae(self.language_model.model.norm_moe_gen(x_MH)))
