@@ -511,6 +511,7 @@ def rewards_try(
     planted = BEHAVIOURS if all(sample.target_HW3 is not None for sample in samples) else ()
     behaviours = behaviour or ["model", *planted]
     batches = try_reward.chains(load_pretrained(find_model(checkpoint)), samples, behaviours)
+    reward.start()
     results = {drawn: reward.score(batch) for drawn, batch in batches.items()}
     Console().print(try_reward.score_table(results))
     try_reward.save(try_reward.sheet(batches, results), out)
@@ -539,6 +540,8 @@ def rewards_hacks(
     rewards = build_rewards(config.rewards, {"x_cot", "x_edit", *SAMPLE_FIELDS})
     samples = scenes.samples("val", range(count), size=config.data.size, world=config.data.world)
     batches = try_reward.chains(load_pretrained(find_model(config.model)), samples, list(BEHAVIOURS))
+    for reward in rewards.values():
+        reward.start()
     weights = {name: reward.weight for name, reward in config.rewards.items()}
     Console().print(try_reward.hack_table(rewards, weights, config.active_alarms(), batches))
 

@@ -5,6 +5,7 @@ Dimension legend: B chains, H W pixels. Images are float in [-1, 1].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
@@ -62,13 +63,8 @@ class RegionReward(Reward):
         return overlay.read(batch.image("x_cot"), source_B3HW, self.threshold, min_area=self.min_area)
 
     def has_place_B(self, true_BHW: Tensor) -> Tensor:
-        """bool (B,): whether the true region is somewhere rather than everywhere."""
-        share_B = true_BHW.float().mean(dim=(1, 2))
-        return (
-            torch.ones_like(share_B, dtype=torch.bool)
-            if self.global_share is None
-            else share_B < self.global_share
-        )
+        """`has_place_B` by the reward's own `global_share`."""
+        return has_place_B(true_BHW, self.global_share)
 
 
 class MaskIoU(RegionReward):
@@ -172,15 +168,29 @@ class SoftDice(Reward):
 
     c rises linearly from 0 at coverage 0.15 to 1 at coverage 0.85, uncleaned: without the floor, faint noise
     over a large background would outweigh a small region. Unlike IoU it is graded while the paint is still
-    too faint or too scattered to be read as a mask. Both empty: 1.
+    too faint or too scattered to be read as a mask. Both empty: 1. Missing where the true region is (nearly)
+    the whole image.
     """
 
     name = "soft_dice"
     requires = frozenset({"x_cot", "mask"})
     reaches = "x_cot"
 
+    def __init__(self, global_share: float | None = 0.98) -> None:
+        """
+        Args:
+            global_share: as in `RegionReward`.
+
+        Raises:
+            ConfigError: a share outside (0, 1].
+        """
+        if global_share is not None:
+            _check_share(self.name, "global_share", global_share)
+        self.global_share = global_share
+
     def score(self, batch: RewardBatch) -> RewardResult:
-        return result(soft_dice(soft_coverage(batch), batch.mask_BHW()))
+        true_BHW = batch.mask_BHW()
+        return result(soft_dice(soft_coverage(batch), true_BHW), has_place_B(true_BHW, self.global_share))
 
 
 class Format(Reward):
@@ -193,11 +203,12 @@ class Format(Reward):
         score = share of readable pixels * share of readable pixels among those with c > margin
 
     and 0 where fewer than `gvcot.overlay.MIN_AREA` pixels or more than `max_area` of the image are painted.
-    It doesn't know which region is the right one. Parts: the two shares, `readable` and `paint_readable`.
+    It doesn't ask which region is the right one, but its score is missing where that is more than `max_area`
+    of the image: paint marks no region then. Parts: the two shares, `readable` and `paint_readable`.
     """
 
     name = "format"
-    requires = frozenset({"x_cot"})
+    requires = frozenset({"x_cot", "mask"})
     reaches = "x_cot"
 
     def __init__(self, margin: float = 0.3, tolerance: float = 0.25, max_area: float = 0.98) -> None:
@@ -231,8 +242,22 @@ class Format(Reward):
         painted_B = (c_BHW >= 0.5).sum(dim=(1, 2))
         marks_region_B = (painted_B >= overlay.MIN_AREA) & (painted_B <= self.max_area * c_BHW[0].numel())
         return result(
-            share_B * paint_share_B * marks_region_B, readable=share_B, paint_readable=paint_share_B
+            share_B * paint_share_B * marks_region_B,
+            has_place_B(batch.mask_BHW(), self.max_area),
+            readable=share_B,
+            paint_readable=paint_share_B,
         )
+
+
+def has_place_B(true_BHW: Tensor, global_share: float | None) -> Tensor:
+    """bool (B,): whether the true region is somewhere rather than everywhere.
+
+    Args:
+        true_BHW: bool masks.
+        global_share: of the image, from which on a region is everywhere; None: none is.
+    """
+    share_B = true_BHW.float().mean(dim=(1, 2))
+    return share_B < (math.inf if global_share is None else global_share)
 
 
 def mask_iou(painted_BHW: Tensor, true_BHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gvcot.errors import ConfigError
 
@@ -36,6 +36,10 @@ class EndpointConfig:
     send_metadata: bool = False
     """Send the sample's id, the aspect and the phase in the request's `metadata`, for servers that can use
     them; many refuse the field."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields of every request's body beside ours, or instead of them; null leaves one of ours out. For what
+    some servers insist on or understand: {max_tokens: null, max_completion_tokens: 512}."""
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):

@@ -141,6 +141,7 @@ class Endpoint:
             readout=self._readout,
             temperature=self._judge.temperature,
             call=call,
+            **({"extra": self.config.extra} if self.config.extra else {}),
         )
 
     async def close(self) -> None:
@@ -243,7 +244,10 @@ class Endpoint:
                 "aspect": question.aspect,
                 "phase": "x_edit",
             }
-        return request
+        extra = self.config.extra
+        request = {name: value for name, value in request.items() if name not in extra}
+        added = {name: value for name, value in extra.items() if value is not None}
+        return request | {"extra_body": request.get("extra_body", {}) | added}
 
     def _unusable(self, why: str) -> ConfigError:
         return ConfigError(

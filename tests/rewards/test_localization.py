@@ -227,6 +227,16 @@ def test_edge_table_of_region_rewards(make_batch, square, reward):
     assert scores == [None if want is None else pytest.approx(want) for _, _, want in table]
 
 
+@pytest.mark.parametrize("reward", [SoftDice(), Format()])
+def test_graded_and_format_scores_of_global_edits_are_missing(make_batch, square, reward):
+    some, everything = square(4, 4, 8, 12), square(0, 0, 16, 16)
+    nearly = ~square(0, 0, 1, 5)
+    batch = painted(make_batch([some, everything, nearly]), [some, everything, square(0, 0, 0, 0)])
+    got = reward.score(batch)
+    assert got.valid_B.tolist() == [True, False, False]
+    assert got.raw_B[0] == pytest.approx(1, abs=1e-3)
+
+
 def test_the_share_from_which_a_region_is_everywhere_is_an_option(make_batch, square):
     batch = painted(make_batch([square(0, 0, 16, 8), square(0, 0, 16, 16)]), [square(0, 0, 16, 16)] * 2)
     assert MaskIoU(global_share=0.5).score(batch).valid_B.tolist() == [False, False]

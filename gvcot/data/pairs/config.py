@@ -15,7 +15,7 @@ CONTAINERS: dict[str, str] = {
 }
 """How a dataset may be stored: name -> "module:Class"."""
 
-Resize = Literal["square"]
+Resize = Literal["square", "crop"]
 """How images of another size than the run's are made to fit; see `gvcot.data.pairs.prepare`."""
 
 
@@ -30,8 +30,9 @@ class PairsConfig:
     """folder, parquet, webdataset or "package.module:Class"; auto: told from what lies at `path`."""
 
     resize: Resize | None = None
-    """"square": images of another size are resized to the run's square, whatever their shape. None: they are
-    bad samples."""
+    """How images of another size are made to fit the run's square. "square": resized, whatever their shape;
+    "crop": their largest centred square is, which keeps shapes and loses edges (a sample whose region lies
+    there is bad). None: they are bad samples."""
 
     tasks: tuple[str, ...] = ()
     """Names of tasks that are known beside the paper's 19."""

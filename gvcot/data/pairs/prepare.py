@@ -9,6 +9,14 @@ import numpy as np
 from PIL import Image
 
 
+def centred_square(pixels: np.ndarray) -> np.ndarray:
+    """The largest centred square of an image (H, W, 3) or a mask (H, W)."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
 def prepare(image_HW3: np.ndarray, size: int | None) -> np.ndarray:
     """uint8 RGB at the run's size: a square of `size` pixels, None: as it is. Images of that size don't
     change."""

@@ -31,7 +31,7 @@ from pycocotools import mask as coco
 from scipy import ndimage
 
 from gvcot.data.pairs.config import Resize
-from gvcot.data.pairs.prepare import prepare, prepare_mask
+from gvcot.data.pairs.prepare import centred_square, prepare, prepare_mask
 from gvcot.errors import DataError, closest
 from gvcot.types import EditSample, PaintStyle, Referral, Region
 
@@ -100,8 +100,11 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
     source_HW3, target_HW3 = images(raw, fit)
     height, width = source_HW3.shape[:2]
 
+    def cut(pixels: np.ndarray) -> np.ndarray:
+        return centred_square(pixels) if fit.size is not None and fit.resize == "crop" else pixels
+
     def mask(value: Any, name: str, *, whole: bool = False) -> np.ndarray:
-        mask_HW = mask_of(value, name, (height, width))
+        mask_HW = cut(mask_of(value, name, (height, width)))
         return mask_HW if fit.size is None else prepare_mask(mask_HW, fit.size, keep_all=whole)
 
     mask_HW = mask(record.get("mask"), "mask")
@@ -112,7 +115,7 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
     change = record.get("change_mask")
     return EditSample(
         sample_id=text(record, "id"),
-        source_HW3=prepare(source_HW3, fit.size),
+        source_HW3=prepare(cut(source_HW3), fit.size),
         instruction=instruction,
         task=task,
         referral=choice(record, "referral", (*get_args(Referral), "unknown"), "unknown"),
@@ -122,7 +125,7 @@ def decode(raw: Raw, fit: Fit) -> EditSample:
         region_caption=text(record, "region_caption", ""),
         scene_caption=text(record, "scene_caption", ""),
         pointers=pairs_of_texts(record, "pointers"),
-        target_HW3=None if target_HW3 is None else prepare(target_HW3, fit.size),
+        target_HW3=None if target_HW3 is None else prepare(cut(target_HW3), fit.size),
         change_mask_HW=None if change is None else mask(change, "change_mask", whole=True),
         things=tuple(region(thing) for thing in things),
         referents=places_in(record, "referents", len(things)),
@@ -139,7 +142,7 @@ def images(raw: Raw, fit: Fit) -> tuple[np.ndarray, np.ndarray | None]:
     if target_HW3 is not None and target_HW3.shape != source_HW3.shape:
         raise SampleError("target_size", f"target {size_of(target_HW3)}, source {size_of(source_HW3)}")
     if fit.size is not None and fit.resize is None and source_HW3.shape[:2] != (fit.size, fit.size):
-        wanted = f"the run takes {fit.size}x{fit.size}; resize=square makes it fit"
+        wanted = f"the run takes {fit.size}x{fit.size}; resize=square or resize=crop makes it fit"
         raise SampleError("image_size", f"{size_of(source_HW3)}, {wanted}")
     return source_HW3, target_HW3
 

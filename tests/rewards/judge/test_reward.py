@@ -386,6 +386,23 @@ def test_metadata_is_sent_where_it_is_wanted(server, judge, grey_batch):
     ]
 
 
+def test_extra_fields_are_added_replace_ours_or_leave_them_out(server, judge, grey_batch):
+    config = to_dict(server.config(aspect="sc"))
+    config["endpoints"][0]["extra"] = {
+        "max_tokens": None,
+        "max_completion_tokens": 3,
+        "seed": 7,
+        "structured_outputs": {"regex": "[0-9]"},
+    }
+    reward = VLMJudge(**config)
+    reward.score(grey_batch(0.5))
+    reward.close()
+    body = server.asked[0].body
+    assert "max_tokens" not in body
+    assert (body["max_completion_tokens"], body["seed"], body["top_logprobs"]) == (3, 7, 20)
+    assert body["structured_outputs"] == {"regex": "[0-9]"}
+
+
 def test_digits_ask_for_one_token_and_json_for_a_strict_schema(server, judge, grey_batch):
     judge(aspect="sc").score(grey_batch(0.5))
     server.gives_logprobs = False

@@ -137,8 +137,8 @@ def edit() -> Edit:
 
 
 def judge_config(url: str, **options: object) -> JudgeConfig:
-    readout = options.pop("readout", "auto")
-    endpoint = EndpointConfig(base_url=url, model="judge", readout=readout)  # pyright: ignore
+    asked = {name: options.pop(name) for name in ("readout", "extra") if name in options}
+    endpoint = EndpointConfig(base_url=url, model="judge", **asked)  # pyright: ignore
     return JudgeConfig(endpoints=(endpoint,), deadline_s=300, timeout_s=120, **options)  # pyright: ignore
 
 
@@ -178,6 +178,19 @@ def test_scores_are_expectations_over_the_digits_that_vllm_reports(url: str) -> 
 def test_a_model_that_can_not_finish_a_sentence_is_refused_for_json(url: str) -> None:
     with pytest.raises(ConfigError, match=r"readout 'json' \(json: truncated, cut off at"):
         verdict_of(judge_config(url, readout="json"))
+
+
+def test_scores_by_schema(url: str) -> None:
+    """As a model that finishes its sentences gives them: a random one must, by a limit on the reason."""
+    properties = {
+        "reason": {"type": "string", "maxLength": 20},
+        "score": {"type": "integer", "enum": list(range(11))},
+    }
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+    scores = verdict_of(judge_config(url, readout="json", extra={"response_format": form})).scores
+    assert set(scores) == {"sc", "pq"}
+    assert all(score in range(11) for score in scores.values())
 
 
 def test_checklists_and_outlines(url: str) -> None:

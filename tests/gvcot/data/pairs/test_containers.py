@@ -218,6 +218,31 @@ def test_other_sizes_are_bad_unless_they_are_to_be_resized(tmp_path: Path) -> No
     assert not (changed_HW & ~sample.change_mask_HW).any()  # still a superset
 
 
+def test_crops_keep_shapes_and_lose_edges(tmp_path: Path) -> None:
+    """Of pictures twice as wide as high: an edit in the middle, and one at an edge."""
+    square = scenes.generate(0, 0)
+    middle, edge = (np.zeros((64, 128), bool) for _ in range(2))
+    middle[:, 32:96] = square.mask_HW
+    edge[10:20, 2:12] = True
+    source_HW3 = np.zeros((64, 128, 3), np.uint8)
+    source_HW3[:, 32:96] = square.source_HW3
+    wide = dataclasses.replace(
+        square, source_HW3=source_HW3, target_HW3=source_HW3, change_mask_HW=None, things=(), referents=()
+    )
+    samples = [
+        dataclasses.replace(wide, mask_HW=m, regions=(), sample_id=str(i))
+        for i, m in enumerate((middle, edge))
+    ]
+    write(iter(samples), tmp_path / "wide", "folder")
+    cropped = opened(tmp_path / "wide", resize="crop", max_bad_share=1.0)
+    sample = cropped.sample(0)
+    assert sample is not None
+    assert (sample.source_HW3 == square.source_HW3).all()
+    assert (sample.mask_HW == square.mask_HW).all()
+    assert cropped.sample(1) is None
+    assert "empty_mask" in str(cropped.bad[1])
+
+
 def test_what_is_no_dataset_is_said_to_be_none(tmp_path: Path, datasets: dict[str, Path]) -> None:
     with pytest.raises(DataError, match="no dataset at"):
         opened(tmp_path / "missing")
