@@ -69,9 +69,9 @@ def read_config(run: Path) -> SFTConfig | RLConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise DataError(f"{run} is not a run: expected a folder with a config.yaml, such as runs/tiny-stage2")
-    keys = yaml.safe_load(path.read_text())
+    keys = yaml.safe_load(path.read_text()) or {}
     if "rewards" in keys:
         return load_dump(RLConfig, path)
     if "mix" in keys:
         return load_dump(SFTConfig, path)
-    raise DataError(f"{run} trains a codec; export its result, {run / 'final'}, once it has ended")
+    raise DataError(f"{run} trains a codec, no model; a stage takes it as codec={run / 'final'}")

@@ -32,8 +32,13 @@ def run_sft(
     from gvcot import distributed
     from gvcot.tracking import Tracker
 
+    if distributed.launched() and isinstance(config, CodecTrainConfig):
+        raise ConfigError("a codec is trained by one process; start it without a launcher")
     if distributed.follows():
-        return _follow(config)
+        from sft.train import follow
+
+        follow(config)  # pyright: ignore[reportArgumentType] -- no codec's, see above
+        return None
     run = RunDir.open(run_dir or Path("runs") / config.name, config, resume=resume, seed=config.seed)
     with Tracker(run.path, resume_step=run.resume_step if run.resumed else None) as tracker:
         if isinstance(config, CodecTrainConfig):
@@ -50,15 +55,6 @@ def run_sft(
     return run.path
 
 
-def _follow(config: SFTConfig | CodecTrainConfig) -> None:
-    """One of the workers that a launcher has started beside the first."""
-    if isinstance(config, CodecTrainConfig):
-        raise ConfigError("a codec is trained by one process; start it without a launcher")
-    from sft.train import follow
-
-    follow(config)
-
-
 def run_rl(
     recipe: str | Path, overrides: Sequence[str], *, resume: Resume, dry_run: bool, run_dir: Path | None
 ) -> Path | None:
@@ -69,9 +65,15 @@ def run_rl(
         return None
     from experiments.report import build_report
     from experiments.rl_run import execute
+    from gvcot import distributed
     from gvcot.model.pretrained import find_model
     from gvcot.tracking import Tracker
 
+    if distributed.launched():
+        raise ConfigError(
+            "RL starts its workers through Ray, on several machines with cluster.address and "
+            "cluster.num_nodes (docs/large-models.md); start it without a launcher"
+        )
     model = find_model(config.model)
     run = RunDir.open(run_dir or Path("runs") / config.name, config, resume=resume, seed=config.seed)
     with Tracker(run.path, resume_step=run.resume_step if run.resumed else None) as tracker:
@@ -111,6 +113,8 @@ def run_export(checkpoint: str | Path, out: Path, *, dtype: str, step: int | Non
     else:
         from experiments.checkpoint import model_at
 
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty; choose another folder for the checkpoint's model")
         policy, record = model_at(Path(checkpoint), None if step == NEWEST else step)
         policy.model.to(DTYPES[dtype])
         policy.codec.to(DTYPES[dtype])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +103,13 @@ def execute(config: RLConfig, run: RunDir, tracker: Tracker, model: Path) -> Non
 
 
 def object_store_mb(config: RLConfig, num_phases: int) -> int:
-    """Shared memory for two steps' drawn images, which is nearly all that travels; what does not fit would go
-    through the disk."""
+    """Shared memory for two steps' drawn images, which is nearly all that travels, as far as there is some;
+    what does not fit goes through the disk."""
     images = 2 * config.prompts_per_step * config.group_size * num_phases
-    return max(300, images * 3 * config.data.size**2 * 4 >> 20)
+    wanted = images * 3 * config.data.size**2 * 4 >> 20
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free >> 20 if shared.is_dir() else 0
+    return max(300, min(wanted, int(0.8 * free)))
 
 
 def collector(config: RLConfig, policy: cluster.WorkerGroup, model: Path) -> Collector:
@@ -158,7 +162,7 @@ class Watcher:
         self.ended = False
         for line in read_metrics(run.path):  # of a run that goes on
             rings = self._alarms.update(line["step"], line)
-            self.ended |= any(ring.name in config.stop_on for ring in rings)
+            self.ended |= line["step"] == start and any(ring.name in config.stop_on for ring in rings)
         if self.ended:
             bar.console.print(
                 f"the run was ended at step {start} by an alarm of stop_on; to go on, take it out of there"

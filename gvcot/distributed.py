@@ -73,8 +73,8 @@ def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu"
         device: "cpu", or "cuda" where worker k has GPU k of the machine.
 
     Raises:
-        ResourceError: another worker ended before its time (what it said stands on stderr), or the launcher
-            has started another number of them.
+        ResourceError: another worker of this machine ended before its time (what it said stands on stderr),
+            or a launcher has started another number of them.
     """
     if launched():
         with _launched(size, device):

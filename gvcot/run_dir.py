@@ -257,6 +257,11 @@ def _check_resumable(path: Path, config: Any, resume: Resume, may_change: Sequen
 def _seal(folder: Path, step: int) -> None:
     """Forces a written checkpoint to disk, with a manifest of its files' sizes."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
+    if not files:
+        raise CheckpointError(
+            f"nothing was written into {folder}: a worker, on another machine perhaps, does not see it. The "
+            "run's folder must lie at the same path on all machines"
+        )
     manifest = {"step": step, "files": {str(p.relative_to(folder)): p.stat().st_size for p in files}}
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir()), folder):

@@ -69,6 +69,7 @@ __all__ = [
     "WorkerGroup",
     "agg_loss",
     "dispatch_nd",
+    "enter_folder",
     "register",
     "start",
     "stop",
@@ -83,6 +84,9 @@ ONE_TO_ALL = Dispatch.ONE_TO_ALL  # pyright: ignore[reportAttributeAccessIssue]
 
 dispatch_nd = make_nd_compute_dataproto_dispatch_fn(mesh_name=MESH)
 """Dispatch mode: the rows of a TensorDict go to the workers in order and come back in order."""
+
+FOLDER = "GVCOT_FOLDER"
+"""Environment variable of workers: where the run was started."""
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 """Workers import the project's packages from here, whatever directory they run in."""
@@ -165,6 +169,11 @@ def start(
             _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
         )
         return
+    if gpus_per_worker and not torch.cuda.is_available():
+        raise ResourceError(
+            "the workers are to have GPUs, and the machine that starts them has none, by which verl decides "
+            "what to reserve: start the run on a machine of the cluster with a GPU"
+        )
     _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=log_to_driver, runtime_env={"env_vars": env_vars})
@@ -265,6 +274,23 @@ class ActorPool:
         return _raising_causes(ray.get)(jobs)
 
 
+def enter_folder() -> None:
+    """In a worker: go to where the run was started, so that relative paths mean the same. On a cluster
+    workers begin where Ray was started.
+
+    Raises:
+        ResourceError: this machine has no such folder.
+    """
+    folder = os.environ.get(FOLDER, ".")
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ResourceError(
+            f"a worker cannot enter {folder}, where the run was started ({error}); checkout, data and runs "
+            "must lie at the same paths on all machines"
+        ) from error
+
+
 def stop() -> None:
     """End all workers, free their reservations and leave Ray. Safe to call twice."""
     while _started:
@@ -280,6 +306,7 @@ def _worker_env(threads: int, *, use_gpu: bool) -> dict[str, str]:
     search_path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {
         "OMP_NUM_THREADS": str(threads),
+        FOLDER: os.getcwd(),
         "PYTHONPATH": os.pathsep.join(search_path),
         "RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"],
         "VERL_LOGGING_LEVEL": os.environ["VERL_LOGGING_LEVEL"],
@@ -312,13 +339,15 @@ def _check_resources(asked: dict[str, float], have: dict[str, int], where: str) 
 
 def _check_machines(share: dict[str, int], num_nodes: int) -> None:
     """Workers of one machine's share are never split; a share that fits nowhere would be waited for."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fitting = [m for m in machines if all(m.get(name, 0) >= number for name, number in share.items())]
-    if len(fitting) < num_nodes:
+    from ray._private.state import available_resources_per_node  # no public function says it by machine
+
+    free = list(available_resources_per_node().values())
+    shares = sum(min(int(m.get(name, 0) // n) for name, n in share.items() if n) for m in free)
+    if shares < num_nodes:
         raise ResourceError(
-            f"the recipe asks for {num_nodes} machines of {share['CPU']} CPUs and {share['GPU']} GPUs each, "
-            f"{len(fitting)} of the cluster's {len(machines)} machines have as many. Spread the workers over "
-            "more machines (cluster.num_nodes), or lower their number"
+            f"the recipe asks for {num_nodes} times {share['CPU']} CPUs and {share['GPU']} GPUs, each on one "
+            f"machine; the cluster's {len(free)} machines have room for {shares}. Spread the workers over "
+            "more machines (cluster.num_nodes), so that each needs less, or lower their number"
         )
 
 

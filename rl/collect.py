@@ -19,7 +19,7 @@ from tensordict import TensorDict
 from gvcot.chain import Chain
 from gvcot.model.pretrained import load_pretrained_codec, load_tokenizer
 from rewards.registry import build_rewards
-from rl.cluster import ActorPool, WorkerGroup
+from rl.cluster import ActorPool, WorkerGroup, enter_folder
 from rl.config import RLConfig
 from rl.scoring import Scorer, TrainingPrompts, provides
 
@@ -101,8 +101,9 @@ class RewardWorker:
         """Build the rewards and read the codec of a model folder.
 
         Raises:
-            CheckpointError, ConfigError, RewardError: as its parts.
+            CheckpointError, ConfigError, ResourceError, RewardError: as its parts.
         """
+        enter_folder()
         config = self._config
         torch.set_num_threads(max(1, int(config.reward_workers.cpus_per_worker)))
         chain = Chain(config.chain, load_tokenizer(Path(model_dir)), has_vit=True)

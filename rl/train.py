@@ -16,7 +16,7 @@ from torch import Tensor
 from gvcot import seeds
 from gvcot.errors import RewardError
 from gvcot.run_dir import RunDir
-from gvcot.tracking import Tracker
+from gvcot.tracking import Tracker, read_metrics
 from rewards import mix
 from rl.advantage import Advantages, group_advantage, masked_mean_std
 from rl.cluster import WorkerGroup
@@ -112,8 +112,16 @@ def train(
             ended = evaluation()
     save(run, policy, step)
     if evaluated != step:
-        evaluation()
+        if step == run.resume_step and _is_evaluated(run, step):
+            evaluate(step)  # a run that had ended: for its result, and known to log and alarms already
+        else:
+            evaluation()
     return step
+
+
+def _is_evaluated(run: RunDir, step: int) -> bool:
+    lines = (line for line in read_metrics(run.path) if line["step"] == step)
+    return any(name.startswith("eval/") for line in lines for name in line)
 
 
 def prompts(config: RLConfig, step: int) -> TensorDict:
@@ -263,7 +271,7 @@ def check_gap(config: RLConfig, metrics: dict[str, float], phases: list[str]) ->
 def save(run: RunDir, policy: WorkerGroup, step: int) -> None:
     """Write a checkpoint aside and make it the newest."""
     with run.save_checkpoint(step) as folder:
-        policy.save(str(folder), step)
+        policy.save(str(folder.resolve()), step)
 
 
 class Clock:

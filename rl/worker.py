@@ -25,7 +25,7 @@ from gvcot.model.unified import UnifiedModel
 from gvcot.sampler import condition_of, draw
 from rewards.registry import build_rewards
 from rl import probes
-from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, register
+from rl.cluster import MESH, ONE_TO_ALL, Worker, dispatch_nd, enter_folder, register
 from rl.config import RLConfig
 from rl.learner import Learner, Update
 from rl.objectives import Drawn
@@ -50,8 +50,10 @@ class PolicyWorker(Worker):
         """Read the checkpoint folder, shard the model, build rewards and optimiser.
 
         Raises:
-            CheckpointError, ConfigError: see `load_pretrained` and `build_rewards`.
+            CheckpointError, ConfigError, ResourceError: see `load_pretrained`, `build_rewards` and
+                `enter_folder`.
         """
+        enter_folder()
         config = self._config
         device = "cuda" if config.cluster.gpus_per_worker else "cpu"
         mesh = distributed.init_process_group(device)

@@ -208,7 +208,7 @@ class SFTConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     workers: int = 1
-    """Processes on this machine that share each batch's rows."""
+    """Processes that share each batch's rows: on this machine, or those that `torchrun` has started."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the model is; with "cuda" each worker has a GPU of its own."""
@@ -217,7 +217,7 @@ class SFTConfig:
     """How several workers hold the model: whole on each with averaged gradients, or sharded (FSDP2)."""
 
     threads: int = 0
-    """Torch threads of each worker; 0: all cores, divided among the workers."""
+    """Torch threads of each worker; 0: all cores of a machine, divided among its workers."""
 
     log_every: int = 20
     save_every: int = 200

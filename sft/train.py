@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,6 +20,7 @@ from gvcot.data.pairs.bad_log import BadLog
 from gvcot.data.pairs.dataset import Bad, PairDataset, check_share
 from gvcot.data.source import PairSource, SceneSource, Source
 from gvcot.data.stream import Epochs, Feed, SceneStream, Shared, StreamConfig
+from gvcot.errors import CheckpointError
 from gvcot.model.checkpoint import load_codec
 from gvcot.model.codec import Autoencoder
 from gvcot.model.config import CodecConfig, UnifiedConfig
@@ -84,6 +86,11 @@ def _work(
     start.codec.to(config.device)
     state = new_state(config, start.model)
     restore(run, state)
+    if distributed.from_leader(state.step) != state.step:
+        raise CheckpointError(
+            f"worker {distributed.rank()} is at step {state.step}, another one than worker 0: it sees "
+            f"another {run.path}. The run's folder must lie at the same path on all machines"
+        )
     metrics: dict[str, float] = {}
     bad = BadLog(run.path)
     with open_feed(config, start.model.config, start.codec, state.feed) as feed:
@@ -111,6 +118,8 @@ def _work(
         final.load_state_dict(weights)
         record = {"config": to_dict(config), "metrics": metrics}
         save_pretrained(run.path / "final", replace(start, model=final), record)
+    if distributed.launched():  # a launcher does not wait long for the last one
+        distributed.barrier()
     return metrics
 
 
@@ -129,7 +138,10 @@ def evaluated(
 
 def set_threads(config: SFTConfig) -> None:
     """Torch threads of this worker."""
-    torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // config.workers))
+    cores, here = torch.get_num_threads(), config.workers
+    if distributed.launched():  # with one thread each, unless told otherwise
+        cores, here = len(os.sched_getaffinity(0)), int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.set_num_threads(config.threads or max(1, cores // here))
 
 
 @contextmanager

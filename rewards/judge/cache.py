@@ -72,6 +72,8 @@ class ScoreCache:
         """The first row, if any; None where the file can't be used."""
         try:
             return self._connection.execute(statement, values).fetchone()
+        except sqlite3.ProgrammingError:  # ours
+            raise
         except sqlite3.DatabaseError as error:
             if not self._warned:
                 logger.warning("the judge's cache can't be used: %s; scores are asked for again", error)

@@ -28,6 +28,7 @@ from rewards.judge.serve_config import ScenesJudgeConfig
 pytestmark = pytest.mark.slow
 
 SIZE = 64
+VIT_WEIGHT = "vit_model.vision_model.encoder.layers.0.mlp.fc1.weight"
 SFT = (
     "device=cpu",
     "workers=2",
@@ -123,7 +124,8 @@ def test_stages(bagel_mini: Path, stages: tuple[Path, Path]) -> None:
     assert first
     assert all(any(part in name for part in GENERATION_PARTS) for name in first)
     second = moved(one / "final", two / "final")
-    assert {"language_model.model.layers.0.self_attn.q_proj.weight", "vit2llm.weight"} & second
+    understanding = "language_model.model.layers.0.self_attn.q_proj.weight"
+    assert {understanding, "connector.fc1.weight", VIT_WEIGHT} <= second
     assert [stage["config"]["name"] for stage in read_history(two / "final")][-2:] == [
         "bagel7b-stage1",
         "bagel7b-stage2",
@@ -142,7 +144,7 @@ def test_adapters(stages: tuple[Path, Path], pairs: str, judge: str, tmp_path: P
     last = straight[-1]
     assert last["policy/grad_norm"] > 0
     assert last["policy/x_cot/velocity_kl"] > 0  # to the model without its adapters
-    assert all(last[f"rollout/{phase}/logprob_gap"] < 1e-3 for phase in ("x_cot", "x_edit"))
+    assert all(last[f"rollout/{phase}/logprob_gap"] < 1e-4 for phase in ("x_cot", "x_edit"))
     names = moved(start, folder / "final")
     assert names
     assert all("_moe_gen" in name for name in names)

@@ -196,6 +196,7 @@ class Loop:
         return TensorDict({"loss": torch.tensor([1.0])}, batch_size=[1])
 
     def save(self, folder: str, step: int) -> None:
+        (Path(folder) / "state").touch()
         self.saved.append(step)
 
     def collect(self, prompts: TensorDict) -> Collected:
@@ -228,6 +229,8 @@ def test_a_run_that_its_observer_ended_stays_ended(tmp_path: Path) -> None:
     again = Loop(tmp_path / "run")
     again.ended = True
     assert again() == 1
+    evaluated = [line["step"] for line in read_metrics(tmp_path / "run") if "eval/mask_iou" in line]
+    assert evaluated == [0, 1]  # known already
     again.ended = False
     assert again() == 4
 

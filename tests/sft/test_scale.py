@@ -177,9 +177,13 @@ def test_a_launcher_s_workers_on_several_machines_take_the_same_steps(
         subprocess.Popen([*launch, f"--node-rank={k}", *what], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         for k in range(2)
     ]
-    for machine in machines:
-        _, said = machine.communicate(timeout=600)
-        assert machine.returncode == 0, said
+    try:
+        for machine in machines:
+            _, said = machine.communicate(timeout=600)
+            assert machine.returncode == 0, said
+    finally:
+        for machine in machines:
+            machine.kill()
     there = load_pretrained(tmp_path / "there" / "final").model.state_dict()
     for name, value in load_pretrained(here / "final").model.state_dict().items():
         assert torch.equal(there[name], value), name

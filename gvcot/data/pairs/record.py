@@ -242,9 +242,14 @@ def text(record: Mapping[str, Any], name: str, default: str | None = None) -> st
         return default
     if not isinstance(value, str):
         raise SampleError("bad_field", f"{name}: expected text, got {value!r:.50}")
+    return valid(value, name)
+
+
+def valid(value: str, name: str) -> str:
+    """The text, if it is one: JSON can hold half of an emoji, which no tokenizer takes."""
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can hold half of an emoji, which no tokenizer takes
+    except UnicodeEncodeError as error:
         raise SampleError("bad_field", f"{name}: no valid Unicode ({error.reason}): {value!r:.50}") from error
     return value
 
@@ -272,7 +277,7 @@ def pairs_of_texts(record: Mapping[str, Any], name: str) -> tuple[tuple[str, str
     found = sequence(record, name)
     if any(not (isinstance(pair, list) and [type(word) for word in pair] == [str, str]) for pair in found):
         raise SampleError("bad_field", f"{name}: expected pairs of texts, got {found!r:.50}")
-    return tuple((first, second) for first, second in found)
+    return tuple((valid(first, name), valid(second, name)) for first, second in found)
 
 
 def places_in(record: Mapping[str, Any], name: str, num: int) -> tuple[int, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gvcot.errors import ResourceError
@@ -66,6 +68,12 @@ def test_a_server_that_dies_while_it_starts_is_told_likewise(tmp_path: Path) -> 
 
 
 def test_a_server_is_ended_with_the_block(tmp_path: Path) -> None:
-    with running_vllm(stand_in(tmp_path, "time.sleep(60)"), log=tmp_path / "log") as url:
+    life = "print(os.getpid(), flush=True); time.sleep(600)"
+    with running_vllm(stand_in(tmp_path, life), log=tmp_path / "log") as url:
         assert url.startswith("http://127.0.0.1:")
-    assert (tmp_path / "log").read_text() == "loading\n"
+        deadline = time.monotonic() + 30
+        while len(lines := (tmp_path / "log").read_text().splitlines()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert psutil.pid_exists(int(lines[1]))
+    assert not psutil.pid_exists(int(lines[1]))
