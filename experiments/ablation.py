@@ -67,7 +67,7 @@ def ablation(
     arms |= {"gated": gates(base.rewards), "summed": SUMMED}
     same = _same_arms(recipe, overrides, arms)
     pairs = [("all", f"without-{name}", [name]) for name in names]
-    pairs += [(arm, "all", names) for arm in ("gated", "summed")]
+    pairs += [("gated", "all", names), ("summed", "all", names), ("gated", "summed", names)]
     return SweepConfig(
         name=f"ablate-rewards-{base.name}",
         command="rl",

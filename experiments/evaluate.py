@@ -21,6 +21,7 @@ from rich.table import Table
 
 from gvcot.chain import CHAINS, Chain
 from gvcot.data.images import to_uint8
+from gvcot.data.pairs.bad_log import EVAL_FILE, BadLog
 from gvcot.data.pairs.config import PairsConfig
 from gvcot.data.scenes.levels import WorldConfig
 from gvcot.data.scenes.splits import Split
@@ -127,6 +128,7 @@ class StageEvaluator:
         size = config.model.image_size
         held = held_out(options.pairs, options.split, size=size, world=options.world)
         self._samples = first_samples(held, options.num_samples)
+        BadLog(run, EVAL_FILE).count(held.bad)
 
     def __call__(self, policy: Pretrained, step: int) -> dict[str, float]:
         options = self._config.eval
@@ -205,6 +207,8 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
     rewards = standard_rewards(chain, config.pairs)
     held = held_out(config.pairs, config.split, size=config.size, world=config.world)
     samples = first_samples(held, config.num_samples)
+    for bad in held.bad:
+        Console().print(f"left out: {bad.id}: {bad.reason}", highlight=False, markup=False)
     out = folder if config.out is None else Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, dict[str, float]] = {}

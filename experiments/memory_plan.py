@@ -40,6 +40,9 @@ TEXT_TOKENS = 96
 CODEC_FLOATS = 6
 """Of activations that the codec's decoder holds at once, for each pixel and base channel."""
 
+CONTEXT = 0.5 * GIB
+"""What CUDA takes for one more process."""
+
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -51,6 +54,8 @@ class Counts:
     trained: int
     largest_layer: int
     """Parameters of the largest part that FSDP2 gathers at once: a decoder layer, or all that is none."""
+
+    codec: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,9 @@ class Run:
 
     chains: int
     """Chains that are drawn at once on each GPU; 0: none."""
+
+    streams: bool = False
+    """Whether a process beside worker 0 reads and encodes what is trained on, on the same GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +123,7 @@ def plan(run: Run, num_gpus: int) -> Plan:
         "optimizer and average": 12.0 * counts.trained / shards,
         "reference": 4.0 * counts.parameters / shards if run.reference else 0.0,
         "gradients": 4.0 * counts.trained / shards,
+        "codec": 4.0 * counts.codec,
         "activations (update)": width * activation_floats(run.model, run.compute) * tokens * run.rows,
         "gathered layers (update)": (2.0 * width + 4.0) * counts.largest_layer if gathers else 0.0,
     }
@@ -122,15 +131,16 @@ def plan(run: Run, num_gpus: int) -> Plan:
         patches = image_tokens(run)[1] * (1 + ("vit" in run.feedback) * (len(CHAINS[run.chain].phases) - 1))
         kept = width * vit_floats(run.model.vit, run.compute) * patches * run.rows
         lines["ViT's activations (update)"] = float(kept)
+    coded = 4.0 * CODEC_FLOATS * run.model.codec.width
+    if run.streams:
+        lines["encoder beside worker 0"] = 4.0 * counts.codec + coded * MOST_PIXELS + CONTEXT
     if run.chains:
         cached = context_tokens(run) * llm.layers * 2 * llm.kv_heads * llm.head_dim
         lines["gathered model (drawing)"] = float(width * counts.parameters) if gathers else 0.0
         lines["key-value cache (drawing)"] = float(width * cached * run.chains)
         drawn = image_tokens(run)[0] * run.chains
         lines["activations (drawing)"] = float(width * layer_floats(run.model) * drawn)
-        lines["codec (drawing)"] = (
-            4.0 * CODEC_FLOATS * run.model.codec.width * min(run.chains * run.size**2, MOST_PIXELS)
-        )
+        lines["coding (drawing)"] = coded * min(run.chains * run.size**2, MOST_PIXELS)
     return Plan(
         lines={name: value for name, value in lines.items() if value},
         tokens_per_row=tokens,
@@ -194,6 +204,7 @@ def run_of(config: SFTConfig | RLConfig, model: UnifiedConfig, size: int | None,
             rows=-(-config.batch_size // num_gpus),
             reference=False,
             chains=config.eval.batch,
+            streams=config.data.num_samples is None and config.device == "cuda",
         )
     copies = config.rollout.window_size if config.objective == "reverse_window" else config.nft.num_times
     prompts = -(-config.prompts_per_step // num_gpus)
@@ -218,11 +229,12 @@ def count(run: Run) -> Counts:
     """Parameters of the run's model and of what it trains."""
     import torch
 
+    from gvcot.model.checkpoint import build_codec
     from gvcot.model.parts import freeze_but
     from gvcot.model.unified import UnifiedModel
 
     with torch.device("meta"):
-        model = UnifiedModel(run.model)
+        model, codec = UnifiedModel(run.model), build_codec(run.model.codec)
     if run.lora is not None:
         from gvcot.model.lora import add_lora
 
@@ -234,6 +246,7 @@ def count(run: Run) -> Counts:
         parameters=total,
         trained=sum(p.numel() for p in trained.values()),
         largest_layer=max(*layers, total - sum(layers)),
+        codec=sum(p.numel() for p in codec.parameters()),
     )
 
 
@@ -320,7 +333,9 @@ REMEDIES = {
     "key-value cache (drawing)": "fewer chains at once, or smaller images",
     "activations (drawing)": "fewer chains at once, or smaller images",
     "ViT's activations (update)": "compute.activation_checkpointing=true, or fewer rows at once",
-    "codec (drawing)": "smaller images",
+    "coding (drawing)": "smaller images",
+    "codec": "larger GPUs",
+    "encoder beside worker 0": "a bounded set (data.num_samples), which is encoded before training",
 }
 
 

@@ -24,7 +24,7 @@ from experiments.evaluate import record
 from gvcot.chain import Chain
 from gvcot.config import flatten, to_dict
 from gvcot.data.images import to_uint8
-from gvcot.data.pairs.bad_log import BadLog
+from gvcot.data.pairs.bad_log import EVAL_FILE, BadLog
 from gvcot.data.show import drawn_sheet
 from gvcot.errors import ConfigError, closest
 from gvcot.model.pretrained import load_tokenizer
@@ -136,6 +136,7 @@ class PolicyEvaluator:
         held_out = evaluation_set(config)
         self._indices = held_out.indices(config.eval.num_samples)
         self._samples = [held_out.sample(index) for index in self._indices]
+        BadLog(run.path, EVAL_FILE).count(held_out.bad)
         self.latest: dict[str, float] = {}
 
     def __call__(self, step: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ Every function below works on plain and on sharded models alike, at any number o
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,7 @@ def team(size: int, member: Callable[..., None], *args: Any, device: str = "cpu"
                     raise _death(process)
             _join(device, 0, size, meeting)
             yield
+            barrier()
         except RuntimeError as error:
             for process, _ in others:
                 process.join(timeout=5)
@@ -185,6 +187,11 @@ def _member(
     ready.send(rank)
     _join(device, rank, size, meeting)
     member(*args)
+    barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # no thread of a library is left to be unwound, which has ended workers by signal 6
 
 
 def end_with_parent() -> None:

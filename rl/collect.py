@@ -57,7 +57,12 @@ class Inline:
         chains = self._policy.rollout(prompts)
         drawn = time.monotonic()
         scores = self._policy.score(chains)
-        metrics = {"time/rollout": drawn - start, "time/score": time.monotonic() - drawn}
+        scored = time.monotonic()
+        metrics = {
+            "time/rollout": drawn - start,
+            "time/score": scored - drawn,
+            "time/chains_scored_per_second": len(scores) / (scored - drawn),
+        }
         return Collected(chains, scores, metrics)
 
 

@@ -47,6 +47,11 @@ class PromptSource(Protocol):
 class HeldOut(Protocol):
     """Samples to evaluate on."""
 
+    @property
+    def bad(self) -> Sequence[Bad]:
+        """Samples that were passed over so far."""
+        ...
+
     def indices(self, num: int | None) -> Sequence[int]:
         """Where the first `num` good samples are; all, for None.
 
@@ -98,6 +103,10 @@ class PairSource:
     def __init__(self, dataset: PairDataset) -> None:
         self._dataset = dataset
         self.num_samples: int | None = len(dataset)
+
+    @property
+    def bad(self) -> Sequence[Bad]:
+        return tuple(self._dataset.bad.values())
 
     def indices(self, num: int | None) -> Sequence[int]:
         found: list[int] = []

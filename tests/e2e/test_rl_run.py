@@ -164,7 +164,7 @@ def test_reward_workers_score_what_policy_workers_would(policy_folder: Path, tmp
     overlapped = lines(run(tmp_path / "overlapped", policy_folder, *settings, *workers))
     for one, other in zip(inline, overlapped, strict=True):
         own = {name for name in other if name.startswith("reward_worker/")}
-        assert {"reward_worker/queue_depth", "reward_worker/busy"} <= own
+        assert own == {f"reward_worker/{name}" for name in ("queue_depth", "busy", "chains_per_second")}
         assert other.keys() - own == one.keys()
         for name in one:
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
@@ -277,8 +277,9 @@ def test_a_dataset_is_trained_and_evaluated_on(policy_folder: Path, tmp_path: Pa
     assert [line["step"] for line in lines(folder)] == [1, 2, 3]  # three steps of two prompts: an epoch
     drawn = {row for step in (1, 2, 3) for row in rollout_ids(folder, step)}
     assert drawn == {f"scenes/train/0/{i}" for i in (0, 1, 3, 4, 5)}
-    (bad,) = (folder / "bad_samples.jsonl").read_text().splitlines()
-    assert json.loads(bad)["id"] == "scenes/train/0/2"
+    for name in ("bad_samples.jsonl", "bad_eval_samples.jsonl"):
+        (bad,) = (folder / name).read_text().splitlines()
+        assert json.loads(bad)["id"] == "scenes/train/0/2"
     evaluated = json.loads((folder / "evals" / "pairs.step_3.json").read_text())
     assert evaluated["samples"]["id"] == [f"scenes/train/0/{i}" for i in (0, 1, 3, 4)]
 

@@ -153,6 +153,15 @@ def test_drawing_and_updating_do_not_coincide() -> None:
     assert not fits(replace(found, lines={"weights": 0.95 * GIB}), 1.0)
 
 
+def test_a_process_that_encodes_beside_worker_0_is_counted() -> None:
+    config = load(SFTConfig, "sft/bagel7b-stage2")
+    streamed = plan(run_of(config, BAGEL_7B, None, 8), 8)
+    bounded = replace(config, data=replace(config.data, num_samples=100))
+    without = plan(run_of(bounded, BAGEL_7B, None, 8), 8)
+    assert streamed.peak() - without.peak() == streamed.lines["encoder beside worker 0"] > 3 * GIB
+    assert without.lines["codec"] == 4 * 83_819_683
+
+
 def test_adapters_need_no_second_copy_and_little_more() -> None:
     config = tiny()
     whole = plan(run(config, reference=True), 1)

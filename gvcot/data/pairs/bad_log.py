@@ -1,4 +1,5 @@
-"""`bad_samples.jsonl` of a run: the samples that it was trained without, each once, with the reason."""
+"""`bad_samples.jsonl` of a run: the samples that it was trained without, each once, with the reason; and
+`bad_eval_samples.jsonl`, those that evaluations left out."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ from gvcot.data.pairs.dataset import Bad
 from gvcot.run_dir import write_atomic
 
 FILE = "bad_samples.jsonl"
+EVAL_FILE = "bad_eval_samples.jsonl"
 
 
 class BadLog:
     """Bad samples of a run, those of its earlier parts included."""
 
-    def __init__(self, run: Path) -> None:
-        self._path = run / FILE
+    def __init__(self, run: Path, file: str = FILE) -> None:
+        self._path = run / file
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         self._lines = {json.loads(line)["id"]: line for line in lines}
 

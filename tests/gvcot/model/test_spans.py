@@ -109,19 +109,28 @@ class _Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("attention", "makes_a_mask"), [("dense", True), ("auto", False)])
-def test_memory_of_a_long_sequence_grows_with_its_length_only(attention, makes_a_mask):
-    config = _config(max_latent=32)
-    image = torch.zeros(1024, config.latent_dim)
-    sample = [Segment.vae(image, (32, 32)), Segment.noise(image, 0.5, (32, 32)), Segment.vae(image, (32, 32))]
-    packed = pack([[*sample, Segment.noise(image, 0.3, (32, 32))]], config)
+@pytest.mark.parametrize(
+    ("attention", "makes_a_mask", "side", "num_images"),
+    [
+        ("dense", True, 32, 2),
+        ("auto", False, 32, 2),
+        pytest.param("auto", False, 64, 3, marks=pytest.mark.slow),  # 25,000 tokens, as of 1024 pixels
+    ],
+)
+def test_memory_of_a_long_sequence_grows_with_its_length_only(attention, makes_a_mask, side, num_images):
+    """Images, each followed by a noisy copy, which later ones do not see."""
+    config = _config(max_latent=side)
+    image, grid = torch.zeros(side**2, config.latent_dim), (side, side)
+    pair = Segment.vae(image, grid), Segment.noise(image, 0.5, grid)
+    packed = pack([list(pair) * num_images], config)
     length = packed.sample_lens[0]
     model = UnifiedModel(config, attention=attention)
     with _Largest() as largest, torch.no_grad():
         model(packed)
     assert (largest.numel >= length**2) is makes_a_mask
     if not makes_a_mask:
-        gathered = sum(1026 * seen for seen in (1, 2, 2, 3)) * config.llm.kv_heads * config.llm.head_dim
+        seen = sum(k + (k + 1) for k in range(1, num_images + 1))
+        gathered = seen * (side**2 + 2) * config.llm.kv_heads * config.llm.head_dim
         assert largest.numel <= max(gathered, length * config.latent_dim)
 
 
