@@ -97,7 +97,7 @@ def test_alarms_on_evaluations_are_silent_for_a_policy_that_stays_as_it_is():
         metrics = {m for alarm in recipe_alarms(name).values() for m in (alarm.metric, alarm.minus) if m}
         for _ in range(20):
             run = [
-                {"step": i, **{m: 0.55 + rng.normal(0, 0.002) for m in sorted(metrics)}} for i in range(17)
+                {"step": i, **{m: level + rng.normal(0, 0.002) for m in sorted(metrics)}} for i in range(17)
             ]
             assert rings_of(recipe_alarms(name), run) == []
 
