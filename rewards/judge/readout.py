@@ -126,7 +126,7 @@ def yes_share(top: Iterable[tuple[str, float]], min_mass: float) -> Reading:
 def json_value(text: str, scale: Scale) -> Reading:
     """The score (0 to 10) or answer (0 or 1) in an answer by schema."""
     try:
-        answer = json.loads(text)
+        answer = json.loads(text, strict=False)  # vLLM's grammar lets line breaks into the reason
         value = answer["score"] if scale == "score" else {"yes": 1, "no": 0}[answer["answer"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Missing(kind="parse", detail=f"not JSON of the expected form ({error!r}): {text!r:.300}")

@@ -80,6 +80,10 @@ def test_the_share_of_yes_counts_tokens_that_begin_the_word():
     ("text", "expected"),
     [
         ('{"reason": "fine", "score": 7}', 7.0),
+        (
+            '{"reason": "two\nlines\x0b", "score": 7}',
+            7.0,
+        ),  # as vLLM's grammar allows
         ('{"score": 0}', 0.0),
         ('{"score": 10.0}', 10.0),
         ('{"score": 7.5}', "parse"),
