@@ -241,9 +241,14 @@ def estimate(runs: Sequence[TrialResult], metric: str) -> Estimate | None:
 def difference(runs: Sequence[TrialResult], against: Sequence[TrialResult], metric: str) -> Difference | None:
     """What one arm's finished runs have more than another's; None where a side has no values by scene.
 
+    Of seeds that both have, where there are some: a seed that one side lacks would count as a difference.
+
     Raises:
         DataError: they were evaluated on different scenes.
     """
+    shared = {run.seed for run in runs} & {run.seed for run in against}
+    if shared:
+        runs, against = ([run for run in side if run.seed in shared] for side in (runs, against))
     rows_FB = scene_rows([*against, *runs], metric)
     if rows_FB is None or not (runs and against):
         return None

@@ -26,7 +26,7 @@ from experiments.hparams import varying
 from experiments.sweep import SWEEP_FILE, show
 from experiments.sweep_config import SweepConfig, plan
 from experiments.sweep_report import tables
-from experiments.sweep_results import Results, collect
+from experiments.sweep_results import Results, TrialResult, collect, difference
 from experiments.sweep_trial import Record, write_record
 from gvcot.config import decode, dump
 from gvcot.data import scenes
@@ -152,6 +152,19 @@ def test_a_metric_that_nobody_logged_is_answered_with_the_closest(tmp_path: Path
 def test_arms_of_different_scenes_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="different scenes; give all arms the same eval settings"):
         make(tmp_path, IOU | {name: [0.5, 0.5] for name in ("b-seed0", "b-seed1")})
+
+
+def test_arms_are_compared_by_seeds_that_both_have() -> None:
+    def trial(seed: int, level: float) -> TrialResult:
+        values = np.full(8, level)
+        return TrialResult(
+            name=f"t{seed}", seed=seed, state="done", scene_ids=["a"] * 8, scenes={"m": values}
+        )
+
+    whole, unfinished = [trial(0, 0.2), trial(1, 0.8)], [trial(0, 0.3)]
+    found = difference(unfinished, whole, "m")
+    assert found is not None
+    assert found.after - found.before == pytest.approx(0.1)  # by means over all seeds: -.2
 
 
 def test_a_verdict_needs_an_interval_on_one_side_of_zero(tmp_path: Path) -> None:
