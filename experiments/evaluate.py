@@ -208,7 +208,7 @@ def evaluate_folder(folder: Path, config: EvalRunConfig) -> dict[str, dict[str, 
     held = held_out(config.pairs, config.split, size=config.size, world=config.world)
     samples = first_samples(held, config.num_samples)
     for bad in held.bad:
-        Console().print(f"left out: {bad.id}: {bad.reason}", highlight=False, markup=False)
+        Console().print(f"left out: {bad.id}: {bad.kind}: {bad.reason}", highlight=False, markup=False)
     out = folder if config.out is None else Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, dict[str, float]] = {}

@@ -132,6 +132,13 @@ def follows() -> bool:
     return launched() and os.environ["RANK"] != "0"
 
 
+def cores_here(size: int) -> int:
+    """Cores of this machine for each of `size` workers, at least one."""
+    if launched():  # which has given each process one thread, and may have started others elsewhere
+        return max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"]))
+    return max(1, torch.get_num_threads() // size)
+
+
 def follow(size: int, member: Callable[..., None], *, device: str = "cpu") -> None:
     """In a process that `follows`: run `member` with the arguments that worker 0 gives its `team`."""
     with _launched(size, device):

@@ -169,21 +169,28 @@ def start(
             _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
         )
         return
-    if gpus_per_worker and not torch.cuda.is_available():
+    share = {
+        "CPU": num_workers // num_nodes * cpus_per_worker,
+        "GPU": num_workers // num_nodes * gpus_per_worker,
+    }
+    _join(address, asked, share, num_nodes, log_to_driver=log_to_driver, runtime_env={"env_vars": env_vars})
+
+
+def _join(
+    address: str, asked: dict[str, float], share: dict[str, int], num_nodes: int, **options: Any
+) -> None:
+    """Join a running cluster; leave it again if the workers won't fit. `options` are `ray.init`'s."""
+    if asked["GPU"] and not torch.cuda.is_available():
         raise ResourceError(
             "the workers are to have GPUs, and the machine that starts them has none, by which verl decides "
             "what to reserve: start the run on a machine of the cluster with a GPU"
         )
     _check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=log_to_driver, runtime_env={"env_vars": env_vars})
+        ray.init(address=address, **options)
     except ConnectionError as error:
         raise ResourceError(f"no Ray cluster answers at {address!r} ({error}). {_CLUSTER_REMEDY}") from error
     free = ray.available_resources()
-    share = {
-        "CPU": num_workers // num_nodes * cpus_per_worker,
-        "GPU": num_workers // num_nodes * gpus_per_worker,
-    }
     try:
         _check_resources(asked, {name: int(free.get(name, 0)) for name in asked}, "the cluster has free")
         _check_machines(share, num_nodes)
@@ -342,7 +349,10 @@ def _check_machines(share: dict[str, int], num_nodes: int) -> None:
     from ray._private.state import available_resources_per_node  # no public function says it by machine
 
     free = list(available_resources_per_node().values())
-    shares = sum(min(int(m.get(name, 0) // n) for name, n in share.items() if n) for m in free)
+    needed = {name: number for name, number in share.items() if number}
+    if not needed:
+        return
+    shares = sum(min(int(m.get(name, 0) // number) for name, number in needed.items()) for m in free)
     if shares < num_nodes:
         raise ResourceError(
             f"the recipe asks for {num_nodes} times {share['CPU']} CPUs and {share['GPU']} GPUs, each on one "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -138,10 +137,7 @@ def evaluated(
 
 def set_threads(config: SFTConfig) -> None:
     """Torch threads of this worker."""
-    cores, here = torch.get_num_threads(), config.workers
-    if distributed.launched():  # with one thread each, unless told otherwise
-        cores, here = len(os.sched_getaffinity(0)), int(os.environ["LOCAL_WORLD_SIZE"])
-    torch.set_num_threads(config.threads or max(1, cores // here))
+    torch.set_num_threads(config.threads or distributed.cores_here(config.workers))
 
 
 @contextmanager

@@ -87,6 +87,24 @@ def test_a_reward_is_tried_on_scenes_and_on_a_dataset(
     assert "none" in err
 
 
+def test_a_reward_is_started_before_it_is_tried(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "to_start.py").write_text(
+        "from rewards.base import Reward, result\n"
+        "class Opened(Reward):\n"
+        "    name, requires, reaches = 'opened', frozenset({'x_edit'}), 'x_edit'\n"
+        "    def start(self): self.connection = 1.0\n"
+        "    def score(self, batch): return result(batch.image('x_edit').mean((1, 2, 3)) * self.connection)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model, out = str(policy_folder), str(tmp_path / "out.png")
+    tried = ("rewards", "try", "to_start:Opened", "--count", "1", "--checkpoint", model, "--out", out)
+    assert run(capsys, *tried, "--behaviour", "truth")[0] == 0
+    own = "rewards.own.type=to_start:Opened"
+    assert run(capsys, "rewards", "hacks", "tiny", f"model={model}", own, "--count", "1")[0] == 0
+
+
 def test_planted_hacks_are_tabled(
     capsys: pytest.CaptureFixture[str], policy_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

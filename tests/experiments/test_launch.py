@@ -35,6 +35,17 @@ def test_a_dry_run_prints_the_whole_configuration(
     assert shown["seed"] == 0  # a default that the recipe doesn't name
 
 
+@pytest.mark.parametrize(("run", "recipe"), [(run_rl, "rl/tiny"), (run_sft, "sft/tiny-codec")])
+def test_what_a_launcher_cannot_start_is_refused(
+    run: Callable[..., object], recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="start it without a launcher"):
+        run(recipe, [], resume="auto", dry_run=False, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

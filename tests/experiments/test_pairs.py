@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_a_dataset_of_scenes_evaluates_as_the_scenes_do(
     ]
     assert repr(results[0]["train-1steps"]) == repr(results[1]["scenes-1steps"])  # NaN is NaN
     assert (tmp_path / "b" / "evals" / "scenes-1steps.png").is_file()
+
+
+def test_an_evaluation_says_what_it_left_out(
+    policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = scenes.samples("train", range(2))
+    write(iter([replace(bad, task="nonsense"), good]), tmp_path / "two", "folder")
+    given = PairsConfig(path=str(tmp_path / "two"), max_bad_share=1.0)
+    evaluate_folder(
+        policy_folder,
+        EvalRunConfig(pairs=given, num_steps=(1,), probes=(), threads=1, out=str(tmp_path / "out")),
+    )
+    assert f"left out: {bad.sample_id}: unknown_task" in capsys.readouterr().out
 
 
 def test_an_update_on_a_dataset_of_scenes_is_that_on_the_scenes(policy_folder: Path, tmp_path: Path) -> None:

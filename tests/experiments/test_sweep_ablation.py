@@ -50,6 +50,8 @@ def test_each_reward_is_tried_alone_and_left_out() -> None:
     assert config.metric == ("eval/mask_iou", "eval/edit_accuracy", "eval/preservation")
     own = {(c.metric, c.against) for c in config.compare if c.arm == "all"}
     assert own == {(f"eval/{n}", f"without-{n}") for n in ("mask_iou", "edit_accuracy", "preservation")}
+    ways = {(c.arm, c.against) for c in config.compare if c.arm != "all"}
+    assert ways == {("gated", "all"), ("summed", "all"), ("gated", "summed")}
 
 
 def test_easy_rewards_are_gated_by_hard_ones_and_rewards_are_summed() -> None:

@@ -114,6 +114,15 @@ def test_a_save_that_dies_leaves_the_last_checkpoint_in_place(tmp_path: Path) ->
     assert run.resume_step == 4
 
 
+def test_a_checkpoint_that_nobody_wrote_is_none(tmp_path: Path) -> None:
+    run = RunDir.open(tmp_path / "a", Run())
+    with run.save_checkpoint(1) as folder:
+        (folder / "state").touch()
+    with pytest.raises(CheckpointError, match="nothing was written"), run.save_checkpoint(2):
+        pass
+    assert run.resume_step == 1
+
+
 def test_a_crash_before_the_pointer_moved_is_survived(tmp_path: Path) -> None:
     run = RunDir.open(tmp_path / "a", Run())
     save(run, 2)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 from tensordict import TensorDict
 
+from experiments.rl_run import object_store_mb
+from gvcot.config import load
 from gvcot.distributed import init_process_group
 from gvcot.errors import CheckpointError, ResourceError, RewardError
 from rl import cluster
+from rl.config import RLConfig
 
 
 def echo_worker() -> type[cluster.Worker]:
@@ -67,6 +73,24 @@ def test_unreachable_cluster_is_named():
 def test_uneven_spread_over_machines_is_refused():
     with pytest.raises(ResourceError, match="multiple of 2"):
         cluster.worker_group(echo_worker(), 3, 0, num_nodes=2)
+
+
+def test_a_worker_enters_the_folder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path.cwd())  # back at the end
+    monkeypatch.setenv(cluster.FOLDER, str(tmp_path))
+    cluster.enter_folder()
+    assert Path.cwd() == tmp_path
+    monkeypatch.setenv(cluster.FOLDER, str(tmp_path / "gone"))
+    with pytest.raises(ResourceError, match="gone, where the run was started .* same paths on all machines"):
+        cluster.enter_folder()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory that is a folder")
+def test_drawn_images_get_shared_memory_as_far_as_there_is_some():
+    small, large = load(RLConfig, "rl/tiny"), load(RLConfig, "rl/bagel7b-grpo-full")
+    assert object_store_mb(small, 2) == 300
+    shared = shutil.disk_usage("/dev/shm").free >> 20
+    assert object_store_mb(large, 2) == pytest.approx(max(300, min(3072, 0.8 * shared)), abs=50)
 
 
 def squarer() -> type:

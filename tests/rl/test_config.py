@@ -56,6 +56,13 @@ def test_what_cannot_be_trained_is_refused(changes: dict[str, Any], message: str
         config(**changes)
 
 
+def test_workers_are_spread_evenly_over_machines_of_a_cluster() -> None:
+    with pytest.raises(ConfigError, match="3 workers can't be spread evenly over 2 machines"):
+        ClusterConfig(num_workers=3, num_nodes=2, address="head:6379")
+    with pytest.raises(ConfigError, match="needs a Ray cluster: give its address"):
+        ClusterConfig(num_workers=2, num_nodes=2)
+
+
 def test_a_resumed_run_may_follow_its_judge_but_not_change_it(tmp_path: Path) -> None:
     def asking(base_url: str, model: str = "vlm", **options: Any) -> RLConfig:
         options["endpoints"] = [{"base_url": base_url, "model": model}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
 import subprocess
 import sys
@@ -147,15 +148,39 @@ def test_a_checkpoint_holds_what_the_run_would_export(
         model_at(tmp_path / "run", 1)
 
 
+def launched(command: list[str], folders: list[Path]) -> list[tuple[int, str]]:
+    """`torchrun` of one process on each "machine", in its folder: exit codes and what was said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", f"--nnodes={len(folders)}"]
+    launch += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    machines = [
+        subprocess.Popen(
+            [*launch, f"--node-rank={k}", "-m", "experiments.cli", *command],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k, folder in enumerate(folders)
+    ]
+    try:
+        said = [machine.communicate(timeout=600)[1] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    return [(machine.returncode, words) for machine, words in zip(machines, said, strict=True)]
+
+
 @pytest.mark.slow
 def test_a_launcher_s_workers_on_several_machines_take_the_same_steps(
     policy_folder: Path, tmp_path: Path
 ) -> None:
-    """`torchrun`, once for each machine."""
+    """And end where one of them does not see the run that goes on."""
     settings = [
         f"init={policy_folder}",
         f"codec={policy_folder}",
-        "steps=2",
         "batch_size=4",
         "workers=2",
         "threads=1",
@@ -165,33 +190,27 @@ def test_a_launcher_s_workers_on_several_machines_take_the_same_steps(
         "eval.num_steps=2",
         "log_every=1",
     ]
-    here = run_sft("sft/tiny-stage2", settings, resume="auto", dry_run=False, run_dir=tmp_path / "here")
+    steps = [*settings, "steps=2"]
+    here = run_sft("sft/tiny-stage2", steps, resume="auto", dry_run=False, run_dir=tmp_path / "here")
     assert here is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launch += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-    what = ["-m", "experiments.cli", "sft", "tiny-stage2", *settings, "--run-dir", str(tmp_path / "there")]
-    machines = [
-        subprocess.Popen([*launch, f"--node-rank={k}", *what], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for k in range(2)
-    ]
-    try:
-        for machine in machines:
-            _, said = machine.communicate(timeout=600)
-            assert machine.returncode == 0, said
-    finally:
-        for machine in machines:
-            machine.kill()
-    there = load_pretrained(tmp_path / "there" / "final").model.state_dict()
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    shared.mkdir()
+    other.mkdir()
+    command = ["sft", "tiny-stage2", *settings, "--run-dir", "run"]
+    for code, said in launched([*command, "steps=2"], [shared, shared]):
+        assert code == 0, said
+    there = load_pretrained(shared / "run" / "final").model.state_dict()
     for name, value in load_pretrained(here / "final").model.state_dict().items():
         assert torch.equal(there[name], value), name
     ours, theirs = (
         [row["sft/loss"] for row in read_metrics(folder) if "sft/loss" in row]
-        for folder in (here, tmp_path / "there")
+        for folder in (here, shared / "run")
     )
     assert ours == theirs
+    (leader, _), (follower, said) = launched([*command, "steps=3"], [shared, other])
+    assert "worker 1 is at step 0, another one than worker 0" in said
+    assert leader != 0
+    assert follower != 0
 
 
 @pytest.mark.parametrize(
